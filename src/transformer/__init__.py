@@ -1,0 +1,1 @@
+"""Transformer From Scratch: the Transformer and its modern family, each idea written once and proved."""

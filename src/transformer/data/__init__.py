@@ -1,0 +1,45 @@
+"""From text files to batches: tokenizers, prepared data, and streams that are functions of (seed, step)."""
+
+from .bpe import BPEConfig, BPETokenizer, read_tokenizer_json
+from .errors import DataError
+from .loading import TokenizerConfig, load_tokenizer, parse_tokenizer
+from .pairs import PairBatch, PairEvaluation, PairStream
+from .parallel import ParallelCorpus, ParallelData, prepare_parallel
+from .text import TextCorpus, TextData, prepare_text
+from .tokenizer import (
+    ByteConfig,
+    ByteTokenizer,
+    CharacterConfig,
+    CharacterTokenizer,
+    StreamDecoder,
+    Tokenizer,
+)
+from .windows import TextBatch, TextEvaluation, TextStream
+
+__all__ = [
+    "BPEConfig",
+    "BPETokenizer",
+    "ByteConfig",
+    "ByteTokenizer",
+    "CharacterConfig",
+    "CharacterTokenizer",
+    "DataError",
+    "PairBatch",
+    "PairEvaluation",
+    "PairStream",
+    "ParallelCorpus",
+    "ParallelData",
+    "StreamDecoder",
+    "TextBatch",
+    "TextCorpus",
+    "TextData",
+    "TextEvaluation",
+    "TextStream",
+    "Tokenizer",
+    "TokenizerConfig",
+    "load_tokenizer",
+    "parse_tokenizer",
+    "prepare_parallel",
+    "prepare_text",
+    "read_tokenizer_json",
+]

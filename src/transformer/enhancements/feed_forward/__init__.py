@@ -1,0 +1,1 @@
+"""Feed-forward: other ways to transform each token by itself."""

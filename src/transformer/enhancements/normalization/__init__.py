@@ -1,0 +1,1 @@
+"""Normalization: other norms, and other places for them."""

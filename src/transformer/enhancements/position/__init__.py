@@ -1,0 +1,1 @@
+"""Position: how order enters a stack."""

@@ -1,0 +1,19 @@
+"""Writing with a model: greedy decoding, sampling, beam search."""
+
+from .beam_search import beam_search
+from .generate import generate, stream
+from .protocol import Decoder, EncoderDecoder, State, evaluating
+from .sampling import Sampling
+from .translate import translate
+
+__all__ = [
+    "Decoder",
+    "EncoderDecoder",
+    "Sampling",
+    "State",
+    "beam_search",
+    "evaluating",
+    "generate",
+    "stream",
+    "translate",
+]

@@ -1,0 +1,120 @@
+"""Continue texts with a decoder-only model, one token at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from .protocol import Decoder, State, evaluating
+from .sampling import Sampling
+
+S = TypeVar("S", bound=State)
+
+
+def generate(
+    model: Decoder[S],
+    tokens: Int[Tensor, "b t"],
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    seed: int = 0,
+    stop: int | Collection[int] | None = None,
+    pad: int = 0,
+    attention_mask: Bool[Tensor, "b t"] | Int[Tensor, "b t"] | None = None,
+) -> Int[Tensor, "b _"]:
+    """Return `tokens` followed by up to `max_new_tokens` more for each row.
+
+    temperature (0 is greedy), top_k, top_p, min_p, seed: as in `Sampling`. stop: a token that ends its row,
+    or several; `pad` fills the row after it, and nothing is added once all rows have ended. attention_mask:
+    True (or 1) at real tokens; prompts may be padded on either side.
+
+    ValueError for options out of range, an empty prompt, more tokens than the model can number, or logits that
+    are not finite.
+    """
+    sampling = Sampling(temperature, top_k, top_p, min_p, seed)
+    new = stream(model, tokens, max_new_tokens, sampling, stop=stop, pad=pad, attention_mask=attention_mask)
+    return torch.cat([tokens, *(column[:, None] for column in new)], dim=1)
+
+
+def stream(
+    model: Decoder[S],
+    tokens: Int[Tensor, "b t"],
+    max_new_tokens: int,
+    sampling: Sampling,
+    *,
+    stop: int | Collection[int] | None = None,
+    pad: int = 0,
+    attention_mask: Bool[Tensor, "b t"] | Int[Tensor, "b t"] | None = None,
+) -> Iterator[Int[Tensor, " b"]]:
+    """Yield the next token of every row as soon as it is chosen; otherwise as `generate`.
+
+    Rows that have ended leave the batch. A row's tokens depend on its prompt, its number and the seed, not on
+    the other rows.
+    """
+    mask = None if attention_mask is None else attention_mask.bool()
+    _check(tokens, max_new_tokens, mask, model.stack.position.max_seq_len)
+    return _stream(model, tokens, max_new_tokens, sampling, _stops(stop, tokens.device), pad, mask)
+
+
+def _stream(
+    model: Decoder[S],
+    tokens: Int[Tensor, "b t"],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stops: Int[Tensor, " _"],
+    pad: int,
+    mask: Bool[Tensor, "b t"] | None,
+) -> Iterator[Int[Tensor, " b"]]:
+    state, rows = model.initial_state(), torch.arange(len(tokens), device=tokens.device)
+    column = torch.full_like(tokens[:, 0], pad)
+    for step in range(max_new_tokens):
+        with evaluating(model):  # not around the yield: the caller's own work in between is its own business
+            if step == 0:
+                logits = _at_last_real(model.decode(tokens, state, mask), mask)
+            else:
+                logits = model.decode(column[rows, None], state)[:, -1]
+            chosen = sampling.choose(logits, step, rows.tolist())
+            column = torch.full_like(column, pad).index_copy(0, rows, chosen)
+            going = (~torch.isin(chosen, stops)).nonzero()[:, 0]
+            if len(going) < len(rows):
+                rows = rows[going]
+                state.select(going)
+        yield column.clone()
+        if not len(rows):
+            return
+
+
+def _at_last_real(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the logits after the last real token of each row, `[b v]`."""
+    if mask is None:
+        return logits[:, -1]
+    last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
+    return logits[torch.arange(len(logits), device=logits.device), last]
+
+
+def _stops(stop: int | Collection[int] | None, device: torch.device) -> Int[Tensor, " _"]:
+    stops = [] if stop is None else [stop] if isinstance(stop, int) else sorted(stop)
+    return torch.tensor(stops, dtype=torch.long, device=device)
+
+
+def _check(tokens: Tensor, max_new_tokens: int, mask: Tensor | None, max_seq_len: int | None) -> None:
+    """Refuse what cannot be continued."""
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be 0 or more, got {max_new_tokens}")
+    given = tokens.shape[1]
+    if max_seq_len is not None and max_new_tokens > max(0, max_seq_len - given):
+        raise ValueError(
+            f"{given} tokens and {max_new_tokens} new ones are more than max_seq_len {max_seq_len}; "
+            f"ask for at most {max(0, max_seq_len - given)} or shorten the prompt"
+        )
+    real = torch.full_like(tokens[:, 0], tokens.shape[1]) if mask is None else mask.sum(1)
+    if (real == 0).any():
+        row = int((real == 0).nonzero()[0])
+        raise ValueError(f"prompt {row} has no token to continue; begin it with the start token")

@@ -1,0 +1,51 @@
+"""The families: each a function from hyper-parameters to a config over shared parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TypeAlias
+
+from ..base.sockets import Config, Execution
+from ..base.transformer import EncoderDecoder, EncoderDecoderConfig, transformer
+from ..enhancements.catalog import CATALOG
+from .decoder import DecoderOnly, DecoderOnlyConfig
+from .gpt import GPT, gpt
+from .transformer import Transformer
+
+ModelConfig: TypeAlias = EncoderDecoderConfig | DecoderOnlyConfig
+Model: TypeAlias = EncoderDecoder | DecoderOnly
+
+FAMILIES: Mapping[str, Callable[..., ModelConfig]] = MappingProxyType(
+    {"transformer": transformer, "gpt": gpt}
+)
+"""The name of each family in a config file, and its function from hyper-parameters to a config."""
+
+KINDS: Mapping[str, type[Config]] = MappingProxyType(
+    {**CATALOG, EncoderDecoderConfig.kind: EncoderDecoderConfig, DecoderOnlyConfig.kind: DecoderOnlyConfig}
+)
+"""The catalog of parts, and the models they make up: what `utils.codec.decode` needs to read a model's config."""
+
+
+def build(config: ModelConfig, execution: Execution | None = None) -> Model:
+    """Build the model that a config describes, with first weights from PyTorch's current random state."""
+    if isinstance(config, EncoderDecoderConfig):
+        return EncoderDecoder(config, execution)
+    return DecoderOnly(config, execution)
+
+
+__all__ = [
+    "FAMILIES",
+    "GPT",
+    "KINDS",
+    "DecoderOnly",
+    "DecoderOnlyConfig",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
+    "Model",
+    "ModelConfig",
+    "Transformer",
+    "build",
+    "gpt",
+    "transformer",
+]

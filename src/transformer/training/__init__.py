@@ -1,0 +1,1 @@
+"""Training: objectives, schedules, optimizers, the loop, and checkpoints that survive a crash."""

@@ -1,0 +1,137 @@
+"""Training objectives: what a batch costs a model. They live outside the models, which only give logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+
+import torch.nn.functional as F
+from annotated_types import Ge, Lt
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..base import AuxiliaryLosses
+from ..data import PairBatch, TextBatch
+
+Smoothing = Literal["uniform", "exclude_gold_and_pad", "wrong_classes"]
+B_contra = TypeVar("B_contra", contravariant=True)
+
+IGNORED = -100  # the label of a position that does not count, as F.cross_entropy has it
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """The loss of one batch as a sum over its counted targets, so that sums of micro-batches add up.
+
+    total: scalar to differentiate, with smoothing and auxiliary losses; count: number of counted targets;
+    nll: scalar, the plain negative log-likelihood in nats, detached. `nll / count` is comparable between
+    runs with different smoothing, `total / count` is not.
+    """
+
+    total: Tensor
+    count: int
+    nll: Tensor
+
+
+@runtime_checkable
+class Objective(Protocol[B_contra]):
+    """The socket between the training loop and a way of training."""
+
+    def count(self, batch: B_contra) -> int:
+        """Return how many targets of `batch` count, without running the model."""
+
+    def __call__(self, model: nn.Module, batch: B_contra) -> LossSum:
+        """Return the summed loss of `model` on `batch`."""
+
+
+@dataclass(frozen=True)
+class SequenceToSequence:
+    """Predict each target token from the source and the target tokens before it, with label smoothing.
+
+    label_smoothing: ε, the share of probability moved off the gold token (1706.03762 §5.4: 0.1).
+    smoothing: where it goes; the three forms in use are not the same number:
+
+    - `uniform`: ε/V to every token, gold included (1512.00567 §7; the paper's wording; PyTorch);
+    - `exclude_gold_and_pad`: ε/(V-2) to all but gold and padding (the Annotated Transformer);
+    - `wrong_classes`: ε/(V-1) to all but gold (fairseq).
+
+    pad_id: the padding token; only `exclude_gold_and_pad` looks at it.
+    """
+
+    kind: ClassVar[str] = "sequence_to_sequence"
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
+    smoothing: Smoothing = "uniform"
+    pad_id: Annotated[int, Ge(0)] = 0
+
+    def count(self, batch: PairBatch) -> int:
+        return int(batch.target_mask[:, 1:].sum())
+
+    def __call__(self, model: nn.Module, batch: PairBatch) -> LossSum:
+        auxiliary = AuxiliaryLosses()
+        logits = model(batch.source, batch.target[:, :-1], batch.source_mask, auxiliary=auxiliary)
+        counted = batch.target_mask[:, 1:]
+        total, nll = smoothed_cross_entropy(
+            logits, batch.target[:, 1:], counted, self.label_smoothing, self.smoothing, self.pad_id
+        )
+        count = self.count(batch)
+        return LossSum(total + count * auxiliary.total(), count, nll)
+
+
+@dataclass(frozen=True)
+class Causal:
+    """Predict each token of running text from the tokens before it."""
+
+    kind: ClassVar[str] = "causal"
+
+    def count(self, batch: TextBatch) -> int:
+        return batch.tokens[:, 1:].numel()
+
+    def __call__(self, model: nn.Module, batch: TextBatch) -> LossSum:
+        auxiliary = AuxiliaryLosses()
+        logits = model(batch.tokens[:, :-1], auxiliary=auxiliary)
+        total = F.cross_entropy(
+            _at_least_float32(logits).flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="sum"
+        )
+        count = self.count(batch)
+        return LossSum(total + count * auxiliary.total(), count, total.detach())
+
+
+def smoothed_cross_entropy(
+    logits: Float[Tensor, "b t v"],
+    labels: Int[Tensor, "b t"],
+    counted: Bool[Tensor, "b t"],
+    label_smoothing: float,
+    smoothing: Smoothing = "uniform",
+    pad_id: int = 0,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return (smoothed loss, detached plain NLL), each summed over the `counted` positions, in nats.
+
+    With S = Σ_v -log p_v, the `uniform` form is (1-ε)·NLL + ε/V·S, which PyTorch computes in one fused
+    pass. The other two are the same pass with another ε and a term linear in the logits:
+
+    - wrong_classes: ε' = ε·V/(V-1);
+    - exclude_gold_and_pad: ε' = ε·V/(V-2), plus ε/(V-2)·(z_pad - z_gold).
+
+    The NLL needs no second softmax either: NLL = uniform(ε') + ε'·(mean_v z_v - z_gold).
+    No counted position at all gives a loss of 0 with gradient 0.
+    """
+    logits = _at_least_float32(logits)
+    vocab_size = logits.shape[-1]
+    spread_over = vocab_size - {"uniform": 0, "wrong_classes": 1, "exclude_gold_and_pad": 2}[smoothing]
+    epsilon = label_smoothing * vocab_size / spread_over
+    targets = labels.masked_fill(~counted, IGNORED).flatten()
+    total = F.cross_entropy(logits.flatten(0, 1), targets, label_smoothing=epsilon, reduction="sum")
+    if epsilon == 0:
+        return total, total.detach()
+    gold = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    surprise_gap = (logits.detach().mean(-1) - gold.detach()).where(counted, 0).sum()
+    nll = total.detach() + epsilon * surprise_gap
+    if smoothing == "exclude_gold_and_pad":
+        excluded = (logits[..., pad_id] - gold).where(counted, 0).sum()
+        total = total + label_smoothing / spread_over * excluded
+    return total, nll
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    """A loss summed in half precision loses its last digits: widen, but never narrow, the logits."""
+    return logits.float() if logits.dtype.itemsize < 4 else logits
