@@ -18,7 +18,7 @@ import pytest
 from tests.data.corpora import ENVIRONMENT, write_parallel
 from transformer.data import BPEConfig, ByteConfig, DataError, ParallelData, TextData
 from transformer.data import arrays as arrays_module
-from transformer.data.arrays import ArrayInfo, ArrayWriter, check_tokens, open_array, token_dtype
+from transformer.data.arrays import ArrayInfo, ArrayWriter, open_array, token_dtype
 from transformer.data.prepared import MANIFEST, canonical, open_prepared
 
 CONFIG = ParallelData(tokenizer=BPEConfig(vocab_size=280))
@@ -159,6 +159,10 @@ def test_damage_is_named_with_its_place(tmp_path: Path, monkeypatch: pytest.Monk
     with ArrayWriter(path, "<u4") as writer:
         writer.write(list(range(50)))
     assert len(writer.info.sha256) == 4 and open_array(path, writer.info).tolist() == list(range(50))
+    with pytest.raises(
+        DataError, match=r"a\.bin, offset 96: token 24 is outside the vocabulary of 24; prepare"
+    ):
+        open_array(path, writer.info, below=24)
     content = bytearray(path.read_bytes())
     content[130] ^= 1
     path.write_bytes(content)
@@ -171,8 +175,6 @@ def test_damage_is_named_with_its_place(tmp_path: Path, monkeypatch: pytest.Monk
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match=r"a\.bin is missing"):
         open_array(path, writer.info)
-    with pytest.raises(DataError, match=r"offset 96: token 24 is outside the vocabulary of 24; prepare"):
-        check_tokens(path, arrays_module.np.arange(50, dtype="<u4"), 24)
 
 
 def test_the_smallest_dtype_that_fits_is_used() -> None:

@@ -6,7 +6,8 @@ import errno
 import hashlib
 import os
 import random
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,14 @@ import torch
 from transformer.training.checkpoint import Checkpoint, CheckpointStore
 from transformer.training.filesystem import FileSystem
 
+MEMORY = Path("/dev/shm")
 Chunks = Iterable[bytes | memoryview]
+
+
+def folder_in_memory() -> Iterator[Path]:
+    """Yield a folder in memory where there is such a place: thousands of small files, and no disk to wait for."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as name:
+        yield Path(name)
 
 
 def save(store: CheckpointStore, step: int, token: int, score: float | None = None) -> Path:

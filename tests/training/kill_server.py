@@ -42,7 +42,7 @@ class Outcome:
 
     kills: int = 0
     finished: int = 0
-    unequal: int = 0
+    unequal: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
@@ -81,8 +81,8 @@ def come_to(folder: Path) -> Mapping[str, object]:
     return {
         "state": state,
         "files": files,
-        "steps": store.steps(),
         "best": best.step,
+        **{name: json.loads((folder / name).read_bytes()) for name in ("latest.json", "best.json")},
         "log": lasting_metrics(folder),
     }
 
@@ -135,8 +135,12 @@ def torture(run: Train, root: Path, kills: int, seed: int) -> Outcome:
         if os.WIFSIGNALED(status):
             outcome = replace(outcome, kills=outcome.kills + 1)
         elif os.waitstatus_to_exitcode(status) == 0:
-            unequal = outcome.unequal + (come_to(folder) != expected)
-            outcome, reported = replace(outcome, finished=outcome.finished + 1, unequal=unequal), -1
+            found = come_to(folder)
+            unequal = [
+                f"{folder}: {name}: {found[name]}" for name in expected if found[name] != expected[name]
+            ]
+            outcome = replace(outcome, finished=outcome.finished + 1, unequal=(*outcome.unequal, *unequal))
+            reported = -1
         else:
             return replace(outcome, failed=(f"{folder} ended with status {status}",))
     return outcome

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.training.disks import FailingDisk, QuickDisk, save, token_of
+from tests.training.disks import FailingDisk, QuickDisk, folder_in_memory, save, token_of
 from transformer.training.checkpoint import CheckpointError, CheckpointStore
 from transformer.training.tensor_file import serialize
 
@@ -27,6 +28,11 @@ DTYPES = [
     torch.uint16, torch.uint8, torch.bool,
 ]  # fmt: skip
 DISK_ERRORS = [errno.ENOSPC, errno.EIO, errno.EDQUOT]
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    yield from folder_in_memory()
 
 
 def fill(folder: Path, steps: int = 3) -> CheckpointStore:
@@ -155,7 +161,7 @@ def test_nonsense_is_refused_in_one_line(tmp_path: Path) -> None:
         assert store.newest() is None and list(tmp_path.rglob(".tmp*")) == []
     for keep_last, keep_best in ((0, 1), (1, -1)):
         with pytest.raises(
-            ValueError, match=f"keep_last is {keep_last} and keep_best is {keep_best}; at least 1"
+            ValueError, match=f"keep_last is {keep_last} and keep_best is {keep_best}; they must be at least 1"
         ):
             CheckpointStore(tmp_path, keep_last=keep_last, keep_best=keep_best)
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.training.disks import QuickDisk, save, token_of
+from tests.training.disks import QuickDisk, folder_in_memory, save, token_of
 from transformer.training.checkpoint import CheckpointStore
 
 Damage = Callable[[Path, random.Random], None]
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    yield from folder_in_memory()
 
 
 def flip_bit(path: Path, dice: random.Random) -> None:

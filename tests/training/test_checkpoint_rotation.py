@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.training.disks import FailingDisk, QuickDisk, save, token_of
+from tests.training.disks import MEMORY, FailingDisk, QuickDisk, save, token_of
 from transformer.training.checkpoint import CheckpointError, CheckpointStore
 
 
@@ -32,7 +32,7 @@ class Rotation(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
         self.saved: dict[int, Saved] = {}
         self.token = 0
 

@@ -6,26 +6,22 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.training.disks import QuickDisk, save
+from tests.training.disks import QuickDisk, folder_in_memory, save
 from tests.training.kill_server import Outcome, inspect
 from transformer.training.checkpoint import CheckpointStore
 
 ROOT = Path(__file__).parents[2]
-MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder in memory where there is one: kills come thicker, as nothing waits for a disk."""
-    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as name:
-        yield Path(name)
+    yield from folder_in_memory()
 
 
 def torture(training: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -48,7 +44,7 @@ def torture(training: str, folder: Path, kills: int, seed: int) -> dict[str, Any
 
 
 def check(outcome: dict[str, Any], kills: int) -> None:
-    assert (outcome["lost"], outcome["damaged"], outcome["unequal"]) == ([], [], 0)
+    assert (outcome["lost"], outcome["damaged"], outcome["unequal"]) == ([], [], [])
     assert outcome["kills"] == kills and outcome["finished"] >= 1
 
 
@@ -63,7 +59,7 @@ def test_a_thousand_kills(folder: Path) -> None:
 
 
 def test_the_harness_finds_a_resume_that_forgets_the_optimizer(folder: Path) -> None:
-    assert torture("forgetful", folder, 10, seed=2)["unequal"] >= 1
+    assert torture("forgetful", folder, 10, seed=2)["unequal"]
 
 
 def test_the_harness_finds_what_is_lost_or_damaged(tmp_path: Path) -> None:

@@ -189,12 +189,12 @@ def test_logged_figures_are_means_over_their_interval(tmp_path: Path) -> None:
 def test_printed_tokens_per_second_agree_with_an_outside_clock(tmp_path: Path) -> None:
     """The outside clock runs from the first batch to the evaluation, and not while evaluating or saving."""
     segments: list[float] = []
-    steps = 40
+    steps = 50
 
     def before(step: int) -> None:
         if step % steps == 0:
             segments.append(-time.perf_counter())
-        time.sleep(0.005)
+        time.sleep(0.02)
 
     def evaluate(model: nn.Module, step: int) -> dict[str, float]:
         segments[-1] += time.perf_counter()

@@ -117,7 +117,7 @@ def test_sparkline_spans_least_to_greatest() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0:00"), (42.4, "0:42"), (725, "12:05"), (10807, "3:00:07"), (float("inf"), "?")],
+    [(0.0, "0:00"), (42.4, "0:42"), (725.0, "12:05"), (10807.0, "3:00:07"), (float("inf"), "?")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text

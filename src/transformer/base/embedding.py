@@ -8,12 +8,11 @@ from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .sockets import Config
 
 
-class TokenEmbedding(nn.Module):
+class TokenEmbedding(nn.Embedding):
     """A learned vector for each token of the vocabulary, times `multiplier`.
 
         Embedding(i) = √d_model · E_i
@@ -24,13 +23,12 @@ class TokenEmbedding(nn.Module):
     """
 
     def __init__(self, vocab_size: int, d_model: int, multiplier: float = 1.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(Tensor(vocab_size, d_model).normal_(std=d_model**-0.5))
+        super().__init__(vocab_size, d_model)
         self.multiplier = multiplier
 
     def forward(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """Look the tokens up."""
-        return F.embedding(tokens, self.weight) * self.multiplier
+        return super().forward(tokens) * self.multiplier
 
 
 @dataclass(frozen=True)

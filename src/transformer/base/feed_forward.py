@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .sockets import Context, FeedForwardConfig, Layer, OutputProjection
+from .wiring import Dropout
 
 
 class FeedForward(Layer):
@@ -25,7 +26,7 @@ class FeedForward(Layer):
         super().__init__()
         self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.down_proj = OutputProjection(d_ff, d_model, bias=bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Float[Tensor, "b t d"], context: Context, state: Any = None

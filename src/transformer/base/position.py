@@ -34,7 +34,8 @@ class SinusoidalPosition(Position):
     def __init__(self, d_model: int, max_seq_len: int = 1024, base: float = 10000.0) -> None:
         super().__init__()
         self.max_seq_len = max_seq_len
-        self.register_buffer("table", sinusoids(max_seq_len, d_model, base).float(), persistent=False)
+        # kept in float64, so that a model of any precision adds the formula's value rounded once
+        self.register_buffer("table", sinusoids(max_seq_len, d_model, base), persistent=False)
 
     def embed(self, x: Float[Tensor, "b t d"], layout: Layout) -> Float[Tensor, "b t d"]:
         """x + PE(positions)."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -178,6 +178,7 @@ class Pairs:
         return plain and self.mask.causal and self.keys is self.queries
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """The computation of attention: the same function whichever way it is computed."""
 
@@ -275,6 +276,7 @@ class Context:
         return replace(self, layout=self.layout.select(index))
 
 
+@runtime_checkable
 class State(Protocol):
     """What a layer keeps between decoding steps. Made by the layer, handed back to it, never stored on it."""
 

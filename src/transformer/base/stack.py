@@ -26,7 +26,7 @@ from .sockets import (
     State,
     WiringConfig,
 )
-from .wiring import PostNormConfig
+from .wiring import Dropout, PostNormConfig
 
 
 class BlockState:
@@ -148,7 +148,7 @@ class Stack(nn.Module):
 
     def __init__(self, blocks: list[Layer], position: Position, norm: nn.Module, dropout: float) -> None:
         super().__init__()
-        self.position, self.dropout = position, nn.Dropout(dropout)
+        self.position, self.dropout = position, Dropout(dropout)
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
 

@@ -12,11 +12,30 @@ from torch import Tensor, nn
 from .attention import CrossAttentionConfig, MultiHeadAttentionConfig, scaled_dot_product_attention
 from .embedding import EmbeddingConfig
 from .feed_forward import ReluFeedForwardConfig
-from .initialization import XavierConfig
 from .position import SinusoidalPositionConfig
 from .sockets import AuxiliaryLosses, Config, Context, Execution, InitializationConfig, Layout, Mask, Memory
 from .stack import BlockConfig, Stack, StackConfig, StackState, check_length
 from .wiring import PostNormConfig
+
+
+@dataclass(frozen=True)
+class XavierConfig(InitializationConfig):
+    """Xavier-uniform matrices, zero biases, and embeddings of unit length: N(0, 1/d_model).
+
+    The paper does not give its first weights; these are those of its authors' own code (tensor2tensor).
+    """
+
+    kind: ClassVar[str] = "xavier_uniform"
+
+    def initialize(self, model: nn.Module) -> None:
+        """Set the weights of every linear map and embedding in `model`, by type."""
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
 
 
 @dataclass(frozen=True)

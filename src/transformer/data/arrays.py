@@ -67,40 +67,45 @@ class ArrayWriter:
                 os.fsync(self._file.fileno())
         if kind is None:
             length = self._path.stat().st_size // np.dtype(self._dtype).itemsize
-            self._info = ArrayInfo(self._dtype, length, tuple(_hash_blocks(self._path)))
+            hashes = tuple(hashlib.sha256(block).hexdigest() for block in _read_blocks(self._path))
+            self._info = ArrayInfo(self._dtype, length, hashes)
 
 
-def _hash_blocks(path: Path) -> Iterator[str]:
+def _read_blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as opened:
         while block := opened.read(HASH_BLOCK):
-            yield hashlib.sha256(block).hexdigest()
+            yield block
 
 
-def open_array(path: Path, info: ArrayInfo) -> IntArray:
-    """Map a file into memory after checking its size and hashes; DataError names the file and the offset."""
+def open_array(path: Path, info: ArrayInfo, below: int | None = None) -> IntArray:
+    """Map a file into memory after one pass that checks its size, its hashes and that all is `below` a bound.
+
+    DataError names the file and the place. The pass reads block by block and keeps nothing.
+    """
     if not path.is_file() or path.is_symlink():
         raise DataError(f"{path} is missing; delete the folder {path.parent} and prepare the data again")
     expected, size = info.length * np.dtype(info.dtype).itemsize, path.stat().st_size
     if size != expected:
         word = "truncated at" if size < expected else "too long with"
         raise DataError(f"{path} is {word} {size} bytes instead of {expected}; prepare the data again")
-    for number, (found, wanted) in enumerate(zip_longest(_hash_blocks(path), info.sha256)):
-        if found != wanted:
-            first, last = number * HASH_BLOCK, min((number + 1) * HASH_BLOCK, size) - 1
-            raise DataError(f"{path} was changed in bytes {first} to {last}; prepare the data again")
+    offset = 0
+    for block, sha256 in zip_longest(_read_blocks(path), info.sha256, fillvalue=b""):
+        if hashlib.sha256(block).hexdigest() != sha256:
+            last = offset + len(block) - 1
+            raise DataError(f"{path} was changed in bytes {offset} to {last}; prepare the data again")
+        if below is not None:
+            _check_below(path, offset, np.frombuffer(block, info.dtype), below)
+        offset += len(block)
     if not info.length:
         return np.empty(0, dtype=info.dtype)
     return np.memmap(path, dtype=info.dtype, mode="r").view(np.ndarray)
 
 
-def check_tokens(path: Path, tokens: IntArray, vocab_size: int) -> None:
-    """DataError naming the file and the byte offset of the first token that the vocabulary does not have."""
-    step = HASH_BLOCK // tokens.itemsize
-    for start in range(0, len(tokens), step):
-        bad = np.flatnonzero(tokens[start : start + step] >= vocab_size)
-        if len(bad):
-            index = start + int(bad[0])
-            raise DataError(
-                f"{path}, offset {index * tokens.itemsize}: token {tokens[index]} is outside the vocabulary "
-                f"of {vocab_size}; prepare the data again with this tokenizer"
-            )
+def _check_below(path: Path, offset: int, tokens: IntArray, vocab_size: int) -> None:
+    bad = np.flatnonzero(tokens >= vocab_size)
+    if len(bad):
+        first = int(bad[0])
+        raise DataError(
+            f"{path}, offset {offset + first * tokens.itemsize}: token {tokens[first]} is outside the vocabulary "
+            f"of {vocab_size}; prepare the data again with this tokenizer"
+        )

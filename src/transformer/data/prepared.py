@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar, get_args, runtime_checkable
 
-from .arrays import ArrayInfo, ArrayWriter, DType, IntArray, check_tokens, open_array, token_dtype
+from .arrays import ArrayInfo, ArrayWriter, DType, IntArray, open_array, token_dtype
 from .errors import DataError
 from .files import find_file, hash_file, write_atomically
 from .loading import TokenizerConfig, parse_tokenizer
@@ -186,12 +186,10 @@ class Prepared:
 
     def tokens(self, name: str) -> IntArray:
         """Return the token array `name`, checked."""
-        tokens = self.array(name)
-        check_tokens(self._path(name), tokens, self.tokenizer.vocab_size)
-        return tokens
+        return self.array(name, below=self.tokenizer.vocab_size)
 
-    def array(self, name: str) -> IntArray:
-        """Return the array `name`, checked against its size and hash."""
+    def array(self, name: str, below: int | None = None) -> IntArray:
+        """Return the array `name`, checked against its size, its hash and a bound on its numbers."""
         arrays = self.manifest["arrays"]
         if name not in arrays:
             raise DataError(f"{self.folder} has no {name!r}; it holds {', '.join(sorted(arrays))}")
@@ -200,7 +198,7 @@ class Prepared:
             raise DataError(
                 f"{name!r} has dtype {info['dtype']!r}; expected one of {', '.join(get_args(DType))}"
             )
-        return open_array(path, ArrayInfo(info["dtype"], info["length"], tuple(info["sha256"])))
+        return open_array(path, ArrayInfo(info["dtype"], info["length"], tuple(info["sha256"])), below)
 
     def require(self, settings: JSON) -> None:
         """DataError when the folder was prepared with other settings than these."""

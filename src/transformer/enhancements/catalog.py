@@ -11,7 +11,7 @@ from types import MappingProxyType
 from ..base.attention import CrossAttentionConfig, MultiHeadAttentionConfig
 from ..base.embedding import EmbeddingConfig
 from ..base.feed_forward import ReluFeedForwardConfig
-from ..base.initialization import XavierConfig
+from ..base.transformer import XavierConfig
 from ..base.normalization import LayerNormConfig, NoNormConfig
 from ..base.position import LearnedPositionConfig, NoPositionConfig, SinusoidalPositionConfig
 from ..base.sockets import Config

@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar
 from annotated_types import Gt
 from torch import nn
 
-from ..base.embedding import TokenEmbedding
 from ..base.sockets import InitializationConfig, OutputProjection
 
 
@@ -31,5 +30,5 @@ class GPT2Config(InitializationConfig):
                 nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, TokenEmbedding | nn.Embedding):
+            elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.std)

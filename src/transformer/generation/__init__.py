@@ -1,7 +1,7 @@
 """Writing with a model: greedy decoding, sampling, beam search."""
 
 from .beam_search import beam_search
-from .generate import generate, stream
+from .generate import continue_text, generate, stream, stream_text
 from .protocol import Decoder, EncoderDecoder, State, evaluating
 from .sampling import Sampling
 from .translate import translate
@@ -12,8 +12,10 @@ __all__ = [
     "Sampling",
     "State",
     "beam_search",
+    "continue_text",
     "evaluating",
     "generate",
     "stream",
+    "stream_text",
     "translate",
 ]

@@ -41,7 +41,7 @@ def beam_search(
     ValueError for options out of range or logits that are not finite.
     """
     _check(beam_size, length_penalty, max_extra_tokens)
-    counts = torch.full_like(source[:, 0], source.shape[1]) if source_mask is None else source_mask.sum(1)
+    counts = source.new_full((len(source),), source.shape[1]) if source_mask is None else source_mask.sum(1)
     limits = (counts + max_extra_tokens).clamp(min=1, max=model.decoder.position.max_seq_len)
     with evaluating(model):
         state = model.initial_state(model.encode(source, source_mask))
@@ -70,10 +70,10 @@ class Search:
         n_sources, device = len(limits), limits.device
         self.source = torch.arange(n_sources, device=device)
         self.tokens = torch.full((n_sources, 1, 1), bos, device=device)
-        self.scores = torch.zeros(n_sources, 1, device=device)
+        self.scores = torch.zeros(n_sources, 1, dtype=torch.float64, device=device)
         width = int(limits.max()) if n_sources else 0
         self.best = torch.full((n_sources, width), pad, device=device)
-        self.best_scores = torch.full((n_sources,), -torch.inf, device=device)
+        self.best_scores = torch.full((n_sources,), -torch.inf, dtype=torch.float64, device=device)
         self.n_finished = torch.zeros(n_sources, dtype=torch.long, device=device)
 
     @property

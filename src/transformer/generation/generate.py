@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..data import StreamDecoder, Tokenizer
 from .protocol import Decoder, State, evaluating
 from .sampling import Sampling
 
@@ -20,7 +21,7 @@ def generate(
     tokens: Int[Tensor, "b t"],
     max_new_tokens: int,
     *,
-    temperature: float = 1.0,
+    temperature: float | int = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
@@ -38,7 +39,7 @@ def generate(
     ValueError for options out of range, an empty prompt, more tokens than the model can number, or logits that
     are not finite.
     """
-    sampling = Sampling(temperature, top_k, top_p, min_p, seed)
+    sampling = Sampling(float(temperature), top_k, top_p, min_p, seed)
     new = stream(model, tokens, max_new_tokens, sampling, stop=stop, pad=pad, attention_mask=attention_mask)
     return torch.cat([tokens, *(column[:, None] for column in new)], dim=1)
 
@@ -73,7 +74,7 @@ def _stream(
     mask: Bool[Tensor, "b t"] | None,
 ) -> Iterator[Int[Tensor, " b"]]:
     state, rows = model.initial_state(), torch.arange(len(tokens), device=tokens.device)
-    column = torch.full_like(tokens[:, 0], pad)
+    column = tokens.new_full((len(tokens),), pad)
     for step in range(max_new_tokens):
         with evaluating(model):  # not around the yield: the caller's own work in between is its own business
             if step == 0:
@@ -114,7 +115,32 @@ def _check(tokens: Tensor, max_new_tokens: int, mask: Tensor | None, max_seq_len
             f"{given} tokens and {max_new_tokens} new ones are more than max_seq_len {max_seq_len}; "
             f"ask for at most {max(0, max_seq_len - given)} or shorten the prompt"
         )
-    real = torch.full_like(tokens[:, 0], tokens.shape[1]) if mask is None else mask.sum(1)
+    real = tokens.new_full((len(tokens),), given) if mask is None else mask.sum(1)
     if (real == 0).any():
         row = int((real == 0).nonzero()[0])
         raise ValueError(f"prompt {row} has no token to continue; begin it with the start token")
+
+
+def continue_text(
+    model: Decoder[S], tokenizer: Tokenizer, prompt: str, max_new_tokens: int, sampling: Sampling
+) -> str:
+    """Return the prompt continued by the model, up to its end-of-text token if it writes one.
+
+    The model's longest sequence bounds the text: what would not fit is not written.
+    """
+    return prompt + "".join(stream_text(model, tokenizer, prompt, max_new_tokens, sampling))
+
+
+def stream_text(
+    model: Decoder[S], tokenizer: Tokenizer, prompt: str, max_new_tokens: int, sampling: Sampling
+) -> Iterator[str]:
+    """Yield the model's continuation of the prompt piece by piece, no character ever split between two."""
+    ids = tokenizer.encode(prompt) or [tokenizer.bos]
+    limit = model.stack.position.max_seq_len
+    room = max_new_tokens if limit is None else min(max_new_tokens, max(0, limit - len(ids)))
+    device = next(parameter.device for parameter in model.parameters())
+    decoder = StreamDecoder(tokenizer)
+    for column in stream(model, torch.tensor([ids], device=device), room, sampling, stop=tokenizer.eos):
+        if int(column[0]) != tokenizer.eos:
+            yield decoder.push(int(column[0]))
+    yield decoder.finish()

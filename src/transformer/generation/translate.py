@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,7 +15,6 @@ from .protocol import EncoderDecoder, State
 
 M = TypeVar("M")
 S = TypeVar("S", bound=State)
-Precision = Literal["fp32", "bf16"]
 
 
 def translate(
@@ -27,13 +26,15 @@ def translate(
     length_penalty: float = 0.6,
     max_extra_tokens: int = 50,
     batch_tokens: int = 8192,
-    precision: Precision = "fp32",
+    precision: str = "fp32",
 ) -> list[str]:
     """Return the translation of each sentence, in the order given; that of a blank one is empty.
 
     beam_size, length_penalty, max_extra_tokens: as for `beam_search`; `beam_size` 1 is greedy. batch_tokens:
-    the most padded source tokens times beams that are searched at once. precision: `bf16` computes the matrix
-    products in bfloat16 (autocast).
+    the most padded source tokens times beams that are searched at once. precision: fp32, or bf16 to compute the
+    matrix products in bfloat16 (autocast).
+
+    ValueError for options out of range; DataError for text that the tokenizer cannot encode.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}; 8192 suits most machines")
@@ -43,7 +44,9 @@ def translate(
     sources = [[*tokens, tokenizer.eos] for tokens in tokenizer.encode_batch(sentences)]
     order = [i for i in sorted(range(len(sources)), key=lambda i: len(sources[i])) if sentences[i].strip()]
     translations = [""] * len(sentences)
-    for rows in _batches(order, [len(source) for source in sources], max(1, batch_tokens // beam_size)):
+    for rows in _batches(
+        order, [len(source) for source in sources], max(1, batch_tokens // max(1, beam_size))
+    ):
         source, source_mask = _pad([sources[i] for i in rows], tokenizer.pad, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             targets = beam_search(

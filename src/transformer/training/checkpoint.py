@@ -92,7 +92,7 @@ class CheckpointStore:
                 with suppress(OSError):
                     self._remove(temporary)
         with self._explaining(f"step {step} is saved, but tidying up after it failed", needed):
-            self._point_and_rotate(step)
+            self._tidy(step)
         return final
 
     def newest(self) -> Checkpoint | None:
@@ -142,7 +142,10 @@ class CheckpointStore:
         return tuple(sorted({step for step, _ in self._found()}))
 
     def sweep(self) -> None:
-        """Remove what a crash left behind. Call at start-up, holding the run's lock."""
+        """Remove what a crash left behind and finish its pointers. Call at start-up, holding the run's lock.
+
+        Nothing is rotated out here: who sweeps may yet turn out not to be the owner of these checkpoints.
+        """
         for path in _listing(self.checkpoints):
             step = folder_step(path)
             if path.name.startswith((".tmp-", ".trash-")):
@@ -152,6 +155,8 @@ class CheckpointStore:
         for path in _listing(self.folder):
             if path.name.startswith(".tmp-"):
                 self._remove(path)
+        if known := self._readable():
+            self._update_pointers(known, max(known))
 
     # — writing —
 
@@ -160,7 +165,7 @@ class CheckpointStore:
         missing = [path for path in (self.checkpoints, *self.checkpoints.parents) if not path.exists()]
         for path in reversed(missing):
             self._disk.mkdir(path)
-        for path in {self.folder, *(path.parent for path in missing)}:
+        for path in (self.folder, *(path.parent for path in missing)):
             self._disk.fsync_dir(path)
         with suppress(PermissionError):  # the parent of a folder that was there may be closed to us
             self._disk.fsync_dir(self.folder.parent)
@@ -201,43 +206,43 @@ class CheckpointStore:
     def _commit(self, temporary: Path, manifest: Manifest) -> Path:
         """Give a complete folder its final name; an equal one that is there already stays instead."""
         final = self._final(manifest.step)
-        aside = None
         if final.is_dir():
             if _same(final, manifest):
                 return final
-            aside = self.checkpoints / f".old-{manifest.step:08d}-{_unique()}"
-            self._disk.rename(final, aside)
+            self._disk.rename(final, self.checkpoints / f".old-{manifest.step:08d}-{_unique()}")
         self._disk.rename(temporary, final)
         self._disk.fsync_dir(self.checkpoints)
-        if aside is not None:
-            self._discard(aside)
         return final
 
-    def _point_and_rotate(self, step: int) -> None:
-        """Update the pointers, then remove all but the newest, the best and what the pointers name.
+    def _tidy(self, step: int) -> None:
+        """Update the pointers, then remove what was replaced, and all but the newest and the best.
 
         Only checkpoints that look whole are counted, and only those are removed: a folder that cannot be
         read now may be readable after the disk is repaired.
         """
-        known = {step: Manifest.read(self._final(step))}
-        for found in self.steps():
-            with suppress(CheckpointError):
-                known[found] = Manifest.read(self._final(found))
-        scored = sorted((m.score, -found) for found, m in known.items() if m.score is not None)
-        ranked = [-negative for _, negative in scored]
+        known = {step: Manifest.read(self._final(step)), **self._readable()}
+        ranking = _rank(known)
+        self._update_pointers(known, step)
+        kept = {step, *sorted(known)[-self.keep_last :], *ranking[: max(1, self.keep_best)]}
+        replaced = [path for found, path in self._found() if found == step and path != self._final(step)]
+        for path in (*replaced, *(self._final(old) for old in sorted(known.keys() - kept))):
+            self._discard(path)
+
+    def _update_pointers(self, known: Mapping[int, Manifest], step: int) -> None:
         self._point("latest.json", known[step])
-        if ranked:
-            self._point("best.json", known[ranked[0]])
-        kept = {step, *sorted(known)[-self.keep_last :], *ranked[: max(1, self.keep_best)]}
-        for old in sorted(known.keys() - kept):
-            self._discard(self._final(old))
+        for best in _rank(known)[:1]:
+            self._point("best.json", known[best])
 
     def _point(self, name: str, manifest: Manifest) -> None:
         path = self._final(manifest.step).relative_to(self.folder).as_posix()
         temporary = self.folder / f".tmp-{name}-{_unique()}"
         document: dict[str, JSON] = {"step": manifest.step, "score": manifest.score, "path": path}
+        content = strict_json.encode(document, name)
+        with suppress(CheckpointError):
+            if strict_json.read(self.folder / name) == content:
+                return
         try:
-            self._write(temporary, [strict_json.encode(document, name)])
+            self._write(temporary, [content])
             self._disk.rename(temporary, self.folder / name)
             self._disk.fsync_dir(self.folder)
         finally:
@@ -296,6 +301,14 @@ class CheckpointStore:
         ]
         return sorted(steps, key=lambda item: (item[0], item[1].name.startswith("step-")), reverse=True)
 
+    def _readable(self) -> dict[int, Manifest]:
+        """Return step → manifest of the checkpoints that look whole without reading all of them."""
+        known = {}
+        for step in self.steps():
+            with suppress(CheckpointError):
+                known[step] = Manifest.read(self._final(step))
+        return known
+
     def _pointed(self, name: str) -> int | None:
         """Return the step that a pointer names; a damaged pointer names none."""
         with suppress(CheckpointError, OSError):
@@ -316,6 +329,12 @@ class CheckpointStore:
                 "restore one, or choose another output folder to start afresh"
             )
         return None
+
+
+def _rank(known: Mapping[int, Manifest]) -> list[int]:
+    """Return the steps that have a score, the best first; the newer one of equals."""
+    scored = sorted((manifest.score, -step) for step, manifest in known.items() if manifest.score is not None)
+    return [-negative for _, negative in scored]
 
 
 def _same(folder: Path, manifest: Manifest) -> bool:

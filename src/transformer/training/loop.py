@@ -107,7 +107,7 @@ class Trainer(Generic[B]):
             ValueError: the folder is in use or belongs to another run, or a checkpoint cannot be read.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with RunLock(self.folder), self.signals:
+        with self.signals, RunLock(self.folder):
             self._resume()
             self.metrics = self._open_metrics()
             self.progress.start(self.state.step, self.config.max_steps)

@@ -90,11 +90,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give the optimizer the state that `optimizer_tensors` returned. Raise ValueError where names differ."""
+    """Give the optimizer a copy of what `optimizer_tensors` returned. Raise ValueError where names differ.
+
+    A copy, because a checkpoint's tensors are mapped from its file, which rotation will remove.
+    """
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition(".")
-        by_parameter.setdefault(name, {})[key] = tensor
+        by_parameter.setdefault(name, {})[key] = tensor.clone()
     names = [name for name, _ in _named_parameters(optimizer)]
     if foreign := by_parameter.keys() - set(names):
         raise ValueError(f"the checkpoint's optimizer has {min(foreign)!r}, which this model does not train")

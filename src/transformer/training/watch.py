@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -27,8 +27,9 @@ class SpikeDetector:
         """Compare `loss` with the window, then add it."""
         spike = False
         if len(self.recent) >= self.minimum:
-            mean = statistics.fmean(self.recent)
-            spike = loss > mean + self.sigmas * statistics.pstdev(self.recent, mean)
+            mean = sum(self.recent) / len(self.recent)
+            variance = sum((recent - mean) ** 2 for recent in self.recent) / len(self.recent)
+            spike = loss > mean + self.sigmas * math.sqrt(variance)
         self.recent.append(loss)
         return spike
 

@@ -1,0 +1,1 @@
+"""Looking at models from outside: what goes on inside them, and what they cost."""

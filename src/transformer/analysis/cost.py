@@ -1,0 +1,249 @@
+"""What a model costs before it is run: parameters, operations per token, and the memory of training it.
+
+Nothing here keeps formulas beside the modules, which would come to differ from them. Parameters are counted in the
+model, operations from the shapes that pass through it, and the memory is that of the training step itself, carried
+out on tensors that have a shape, a type and no data (PyTorch's fake tensors).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..base.sockets import Execution, Pairs
+from ..data import PairBatch, TextBatch
+from ..generation import evaluating
+from ..models import EncoderDecoder, Model, ModelConfig, build
+from ..training.average import WeightAverage
+from ..training.config import TrainingConfig
+from ..training.objective import Causal, LossSum, SequenceToSequence
+from ..training.optimizer import OptimizerConfig
+from ..training.step import TrainingStep
+from .taps import Observer, observing
+
+TrainingObjective: TypeAlias = SequenceToSequence | Causal
+Batch: TypeAlias = PairBatch | TextBatch
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One micro-batch: `rows` sequences, each of `length` tokens to predict and, for a pair, `source_length` to read."""
+
+    rows: int
+    length: int
+    source_length: int = 0  # 0: as long as the target
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.length < 1 or self.source_length < 0:
+            raise ValueError(
+                f"a batch of {self.rows} × {self.length} tokens (source {self.source_length}) cannot be; "
+                "rows and length must be at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of the matrix products of one forward pass, an addition and a product being two.
+
+    by_module: for the path of each module that multiplies matrices. tokens: those that the pass predicts; of a
+    pair, the target's. As is usual, attention is counted in full, without regard to a mask.
+    """
+
+    by_module: Mapping[str, int]
+    tokens: int
+
+    @property
+    def forward(self) -> int:
+        """The operations of the pass."""
+        return sum(self.by_module.values())
+
+    @property
+    def forward_per_token(self) -> float:
+        return self.forward / self.tokens
+
+    @property
+    def training_per_token(self) -> float:
+        """Forward and backward: each product has two more for its gradients. Recomputation is not counted."""
+        return 3 * self.forward_per_token
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the tensors of a training step.
+
+    weights: with tables such as those of positions; gradients; optimizer; average: the moving average of weights;
+    activations: what the forward pass leaves for the backward pass, with the loss; peak: the most alive at once.
+    Gradients come as activations go, so the peak is neither their sum nor the largest.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+    peak: int
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable and fixed weights, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """Return the number of weights of each module that owns some, by path; tied weights belong to the first."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        counts[owner] = counts.get(owner, 0) + parameter.numel()
+    return counts
+
+
+def count_flops(config: ModelConfig, shape: Shape) -> Flops:
+    """Count the operations of one forward pass over a batch of this shape."""
+    counter = _FlopCounter()
+    with shapes_only():
+        model = build(config)
+        with evaluating(model), observing(model, counter):
+            batch = _batch(model, shape)
+            if isinstance(batch, PairBatch):
+                model(batch.source, batch.target[:, :-1], batch.source_mask)
+            else:
+                model(batch.tokens[:, :-1])
+    return Flops(counter.by_module, shape.rows * shape.length)
+
+
+def estimate_memory(
+    config: ModelConfig,
+    execution: Execution,
+    shape: Shape,
+    *,
+    objective: TrainingObjective,
+    optimizer: OptimizerConfig,
+    training: TrainingConfig,
+) -> Memory:
+    """Return the memory of a training step, with `training.accumulate` micro-batches of this shape, on a CPU.
+
+    The process needs more: the interpreter and PyTorch, and what the allocator keeps of memory given back.
+    """
+    with shapes_only(), _Alive() as alive:
+        model = build(config, execution).train()
+        weights = alive.bytes
+        stepper = optimizer.build(model)
+        _make_state(model, stepper)
+        stateful = alive.bytes
+        average = None if training.ema_decay is None else WeightAverage(model, training.ema_decay)
+        ready = alive.peak = alive.bytes
+        noting = _Noting(objective, alive)
+        batches = [_batch(model, shape) for _ in range(min(training.accumulate, 2))]  # a third adds nothing
+        TrainingStep(model, noting, stepper, lambda step: 0.0, average, training)(0, batches)
+        gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+        return Memory(
+            weights,
+            gradients,
+            stateful - weights,
+            ready - stateful,
+            noting.after_forward[0] - ready,
+            alive.peak,
+        )
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside a `with` block, tensors have a shape, a type and no data: whatever is made there costs nothing."""
+    with torch.random.fork_rng(devices=[]), FakeTensorMode():
+        yield
+
+
+class _FlopCounter(Observer):
+    """Counts the matrix products of linear maps and of attention."""
+
+    def __init__(self) -> None:
+        self.by_module: dict[str, int] = {}
+
+    def on_module(self, path: str, module: nn.Module, output: Any) -> None:
+        if isinstance(module, nn.Linear):
+            self._add(path, 2 * module.in_features * output.numel())
+
+    def on_attention(self, path: str, q: Tensor, k: Tensor, pairs: Pairs, scale: float) -> None:
+        self._add(
+            path, 4 * q.numel() * k.shape[2]
+        )  # b·h·t·s·e products for q kᵀ, and as many for weights · v
+
+    def _add(self, path: str, flops: int) -> None:
+        self.by_module[path] = self.by_module.get(path, 0) + flops
+
+
+class _Alive(TorchDispatchMode):
+    """Adds up the bytes of the tensors that are alive, each storage once; answers questions about their values.
+
+    A step asks how many targets count and whether its loss is finite, which tensors without data cannot say: it
+    is told 1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1.0 if args[0].is_floating_point() else 1
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._meet(tensor.untyped_storage())
+        return result
+
+    def _meet(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:
+            self._known[storage] = size = storage.nbytes()
+            self._change(size)
+            weakref.finalize(storage, self._change, -size)
+
+    def _change(self, size: int) -> None:
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+
+
+class _Noting:
+    """An objective, and how many bytes were alive each time it had been computed."""
+
+    def __init__(self, objective: TrainingObjective, alive: _Alive) -> None:
+        self.objective: Any = objective
+        self.alive = alive
+        self.after_forward: list[int] = []
+
+    def count(self, batch: Batch) -> int:
+        return int(self.objective.count(batch))
+
+    def __call__(self, model: nn.Module, batch: Batch) -> LossSum:
+        loss: LossSum = self.objective(model, batch)
+        self.after_forward.append(self.alive.bytes)
+        return loss
+
+
+def _make_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer make the state that it has from its second step on."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _batch(model: Model, shape: Shape) -> Batch:
+    """Return a batch of this shape for this model."""
+    if not isinstance(model, EncoderDecoder):
+        return TextBatch(torch.zeros(shape.rows, shape.length + 1, dtype=torch.long))
+    source = torch.zeros(shape.rows, shape.source_length or shape.length, dtype=torch.long)
+    target = torch.zeros(shape.rows, shape.length + 1, dtype=torch.long)
+    return PairBatch(source, torch.ones_like(source).bool(), target, torch.ones_like(target).bool())

@@ -1,0 +1,160 @@
+"""Every part of the catalog, put into models small enough to differentiate whole.
+
+A part is enrolled by being listed in `CATALOG`: a small one is made of its class and put where its socket belongs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import pytest
+import torch
+
+from transformer.base.attention import CrossAttentionConfig, MultiHeadAttentionConfig
+from transformer.base.embedding import EmbeddingConfig
+from transformer.base.feed_forward import ReluFeedForwardConfig
+from transformer.base.normalization import LayerNormConfig
+from transformer.base.position import SinusoidalPositionConfig
+from transformer.base.sockets import (
+    Config,
+    Execution,
+    FeedForwardConfig,
+    InitializationConfig,
+    LayerConfig,
+    MixerConfig,
+    NormConfig,
+    PositionConfig,
+    WiringConfig,
+)
+from transformer.base.stack import BlockConfig, StackConfig
+from transformer.base.transformer import EncoderDecoderConfig
+from transformer.base.wiring import PostNormConfig
+from transformer.enhancements import CATALOG, fused_attention
+from transformer.base import scaled_dot_product_attention
+from transformer.enhancements.feed_forward.gelu import GELUFeedForwardConfig
+from transformer.models import DecoderOnlyConfig, Model, ModelConfig, build
+
+VOCAB, WIDTH, HEADS, LAYERS = 11, 12, 3, 2
+SMALL: dict[str, Any] = {"n_heads": HEADS, "d_ff": 20, "max_seq_len": 40, "dropout": 0.2}
+"""The values of the fields that a part may have, sized for tests; a part's other fields keep their defaults."""
+
+OTHER_FORMS = (
+    MultiHeadAttentionConfig(HEADS, dropout=0.2, bias=True),
+    MultiHeadAttentionConfig(1),
+    GELUFeedForwardConfig(20, bias=False, form="tanh"),
+    EmbeddingConfig(scaled=False),
+)
+"""Parts with other values than their defaults, to be held to the same properties."""
+
+KERNELS = (scaled_dot_product_attention, fused_attention)
+each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A part and the models it stands in."""
+
+    name: str
+    kind: str
+    models: tuple[ModelConfig, ...]
+
+
+def small(part: type[Config]) -> Config:
+    """A small config of this class."""
+    return part(**{field.name: SMALL[field.name] for field in fields(part) if field.name in SMALL})
+
+
+def decoder_block(**parts: Any) -> BlockConfig:
+    default = BlockConfig(
+        MultiHeadAttentionConfig(HEADS, dropout=0.2),
+        ReluFeedForwardConfig(20, dropout=0.2),
+        wiring=PostNormConfig(0.2),
+        norm=LayerNormConfig(),
+    )
+    return replace(default, **parts)
+
+
+def decoder_only(block: LayerConfig | None = None, **options: Any) -> DecoderOnlyConfig:
+    position = options.pop("position", SinusoidalPositionConfig(SMALL["max_seq_len"]))
+    stack = StackConfig((decoder_block() if block is None else block,) * LAYERS, position, dropout=0.2)
+    return DecoderOnlyConfig(VOCAB, WIDTH, stack, **options)
+
+
+def encoder_decoder(encoder: LayerConfig, decoder: LayerConfig, **options: Any) -> EncoderDecoderConfig:
+    position = options.pop("position", SinusoidalPositionConfig(SMALL["max_seq_len"]))
+    stacks = [StackConfig((block,) * LAYERS, position, dropout=0.2) for block in (encoder, decoder)]
+    return EncoderDecoderConfig(VOCAB, WIDTH, stacks[0], stacks[1], **options)
+
+
+def models_with(part: Config) -> tuple[ModelConfig, ...]:
+    """The models that hold `part`: a decoder and an encoder-decoder, where both are possible."""
+    cross = CrossAttentionConfig(HEADS)
+    if isinstance(part, CrossAttentionConfig):
+        return (encoder_decoder(decoder_block(), decoder_block(cross_attention=part)),)
+    if isinstance(part, BlockConfig):
+        return (decoder_only(part), encoder_decoder(part, replace(part, cross_attention=cross)))
+    if isinstance(part, StackConfig):
+        return (DecoderOnlyConfig(VOCAB, WIDTH, part),)
+    sockets: dict[type[Config], str] = {
+        MixerConfig: "mixer",
+        FeedForwardConfig: "feed_forward",
+        NormConfig: "norm",
+        WiringConfig: "wiring",
+    }
+    for socket, name in sockets.items():
+        if isinstance(part, socket):
+            block = decoder_block(**{name: part})
+            return (decoder_only(block), encoder_decoder(block, replace(block, cross_attention=cross)))
+    options = {PositionConfig: "position", EmbeddingConfig: "embedding", InitializationConfig: "initialization"}
+    for socket, name in options.items():
+        if isinstance(part, socket):
+            block, crossed = decoder_block(), decoder_block(cross_attention=cross)
+            return (decoder_only(block, **{name: part}), encoder_decoder(block, crossed, **{name: part}))
+    raise LookupError(f"no model here has a place for the kind {part.kind!r}; say in tests/catalog.py where it goes")
+
+
+def instance(part: type[Config]) -> Config:
+    """A small instance; of what holds other parts, one with small parts."""
+    if part is BlockConfig:
+        return decoder_block()
+    if part is StackConfig:
+        mixed = (decoder_block(), decoder_block(feed_forward=None), decoder_block(mixer=None))
+        return StackConfig(mixed, SinusoidalPositionConfig(SMALL["max_seq_len"]), LayerNormConfig(), 0.2)
+    return small(part)
+
+
+def rows() -> Iterator[Row]:
+    parts = [instance(part) for part in CATALOG.values()]
+    for part in (*parts, *OTHER_FORMS):
+        yield Row(part.kind if part in parts else f"{part!r}", part.kind, models_with(part))
+
+
+def distinct(rows: Iterable[Row]) -> dict[ModelConfig, str]:
+    """Each model once, with the names of the parts it proves: most defaults meet in the same model."""
+    names: dict[ModelConfig, list[str]] = {}
+    for row in rows:
+        for model in row.models:
+            names.setdefault(model, []).append(row.name)
+    return {model: f"{model.kind}:{'+'.join(parts)}" for model, parts in names.items()}
+
+
+ROWS = tuple(rows())
+EVERY = distinct(ROWS)
+
+
+def each(kind: type[Any] | tuple[type[Any], ...] = object) -> pytest.MarkDecorator:
+    """Parametrise a test over the models of every row that are of this kind."""
+    chosen = [config for config in EVERY if isinstance(config, kind)]
+    return pytest.mark.parametrize("config", chosen, ids=EVERY.__getitem__)
+
+
+def make(config: ModelConfig, execution: Execution | None = None, dtype: torch.dtype = torch.float64) -> Model:
+    """Build the model in eval mode, all its parameters away from special values such as 0 and 1."""
+    torch.manual_seed(7)
+    model = build(config, execution).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
