@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from transformer.base import scaled_dot_product_attention
 from transformer.base.attention import CrossAttentionConfig, MultiHeadAttentionConfig
 from transformer.base.embedding import EmbeddingConfig
 from transformer.base.feed_forward import ReluFeedForwardConfig
@@ -32,7 +33,6 @@ from transformer.base.stack import BlockConfig, StackConfig
 from transformer.base.transformer import EncoderDecoderConfig
 from transformer.base.wiring import PostNormConfig
 from transformer.enhancements import CATALOG, fused_attention
-from transformer.base import scaled_dot_product_attention
 from transformer.enhancements.feed_forward.gelu import GELUFeedForwardConfig
 from transformer.models import DecoderOnlyConfig, Model, ModelConfig, build
 
@@ -107,12 +107,18 @@ def models_with(part: Config) -> tuple[ModelConfig, ...]:
         if isinstance(part, socket):
             block = decoder_block(**{name: part})
             return (decoder_only(block), encoder_decoder(block, replace(block, cross_attention=cross)))
-    options = {PositionConfig: "position", EmbeddingConfig: "embedding", InitializationConfig: "initialization"}
+    options = {
+        PositionConfig: "position",
+        EmbeddingConfig: "embedding",
+        InitializationConfig: "initialization",
+    }
     for socket, name in options.items():
         if isinstance(part, socket):
             block, crossed = decoder_block(), decoder_block(cross_attention=cross)
             return (decoder_only(block, **{name: part}), encoder_decoder(block, crossed, **{name: part}))
-    raise LookupError(f"no model here has a place for the kind {part.kind!r}; say in tests/catalog.py where it goes")
+    raise LookupError(
+        f"no model here has a place for the kind {part.kind!r}; say in tests/catalog.py where it goes"
+    )
 
 
 def instance(part: type[Config]) -> Config:
@@ -150,11 +156,13 @@ def each(kind: type[Any] | tuple[type[Any], ...] = object) -> pytest.MarkDecorat
     return pytest.mark.parametrize("config", chosen, ids=EVERY.__getitem__)
 
 
-def make(config: ModelConfig, execution: Execution | None = None, dtype: torch.dtype = torch.float64) -> Model:
+def make(
+    config: ModelConfig, execution: Execution | None = None, dtype: torch.dtype = torch.float64
+) -> Model:
     """Build the model in eval mode, all its parameters away from special values such as 0 and 1."""
     torch.manual_seed(7)
     model = build(config, execution).to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(0.1 * torch.randn(parameter.shape, dtype=torch.float64).to(dtype))
     return model

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.references import sinusoids
+from transformer.base import scaled_dot_product_attention
 from transformer.base.attention import CrossAttentionConfig, MultiHeadAttentionConfig
 from transformer.base.sockets import Execution
 from transformer.base.transformer import EncoderDecoder, transformer
 from transformer.enhancements import enhance, fused_attention, pre_norm, replace_parts
-from transformer.base import scaled_dot_product_attention
 
 VOCAB, WIDTH, HEADS, LAYERS, INNER = 37, 48, 12, 2, 96
 SOURCE_LENGTHS, TARGET_LENGTH = (70, 41, 3), 66
@@ -52,7 +52,9 @@ def renamed(model: EncoderDecoder, tensors: dict[str, Tensor]) -> dict[str, Tens
     """Our tensors by name (weights or gradients) under PyTorch's names."""
     result = {"weight": tensors["embedding.weight"]}
     for side, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
-        attentions = {"mixer": "self_attn"} | ({"cross_attention": "multihead_attn"} if side == "decoder" else {})
+        attentions = {"mixer": "self_attn"} | (
+            {"cross_attention": "multihead_attn"} if side == "decoder" else {}
+        )
         order = [*attentions, "feed_forward"]
         for i in range(LAYERS):
             ours, theirs = f"{side}.blocks.{i}.", f"{side}.layers.{i}."
@@ -72,9 +74,13 @@ def renamed(model: EncoderDecoder, tensors: dict[str, Tensor]) -> dict[str, Tens
     return result
 
 
-def make_models(norm_first: bool, dtype: torch.dtype, execution: Execution) -> tuple[EncoderDecoder, Reference]:
+def make_models(
+    norm_first: bool, dtype: torch.dtype, execution: Execution
+) -> tuple[EncoderDecoder, Reference]:
     config = transformer(VOCAB, WIDTH, HEADS, LAYERS, INNER, dropout=0.0, max_seq_len=80)
-    config = replace_parts(config, MultiHeadAttentionConfig, lambda c: MultiHeadAttentionConfig(c.n_heads, bias=True))
+    config = replace_parts(
+        config, MultiHeadAttentionConfig, lambda c: MultiHeadAttentionConfig(c.n_heads, bias=True)
+    )
     config = replace_parts(config, CrossAttentionConfig, lambda c: CrossAttentionConfig(c.n_heads, bias=True))
     config = enhance(config, *([pre_norm()] if norm_first else []))
     model = EncoderDecoder(config, execution).to(dtype)

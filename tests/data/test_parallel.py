@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.corpora import write_parallel
@@ -87,6 +87,7 @@ def test_an_epoch_holds_each_example_once(corpus: ParallelCorpus) -> None:
     assert members[0] != members[1], "pairs of equal lengths change batches"
 
 
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**62), steps=st.lists(st.integers(0, 10_000), min_size=1, max_size=4))
 def test_a_batch_depends_on_seed_and_step_alone(corpus: ParallelCorpus, seed: int, steps: list[int]) -> None:
     stream = corpus.stream(seed)

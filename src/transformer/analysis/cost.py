@@ -36,7 +36,7 @@ Batch: TypeAlias = PairBatch | TextBatch
 
 @dataclass(frozen=True)
 class Shape:
-    """One micro-batch: `rows` sequences, each of `length` tokens to predict and, for a pair, `source_length` to read."""
+    """One micro-batch: `rows` sequences of `length` tokens to predict and, for a pair, `source_length` to read."""
 
     rows: int
     length: int

@@ -41,7 +41,10 @@ def scaled_dot_product_attention(
         weights = torch.softmax(scores, dim=-1) * sighted
     else:
         weights = torch.softmax(scores, dim=-1)
-    return torch.einsum("bhts,bhse->bhte", F.dropout(weights, dropout, training=dropout > 0), v)
+    weights = F.dropout(weights, dropout, training=dropout > 0).to(
+        v.dtype
+    )  # a bias may be finer than the values
+    return torch.einsum("bhts,bhse->bhte", weights, v)
 
 
 class KeyValueCache:

@@ -58,14 +58,20 @@ class Layout:
             index = (real.long().cumsum(1) - 1).clamp(min=0)
         return cls(index, real, documents)
 
-    def select(self, index: Int[Tensor, "b c"]) -> Layout:
-        """Keep only the tokens at `index` of each row, with the positions they had."""
+    def select(self, index: Int[Tensor, "b c"], kept: Bool[Tensor, "b c"] | None = None) -> Layout:
+        """Keep only the tokens at `index` of each row, with the positions they had.
+
+        `kept` is False where an index only fills up a row that keeps fewer tokens than another; None when none does.
+        """
         rows = index.shape[0]
 
         def pick(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.expand(rows, -1).gather(1, index)
 
-        return Layout(self.positions.expand(rows, -1).gather(1, index), pick(self.real), pick(self.documents))
+        real = pick(self.real)
+        if kept is not None:
+            real = kept if real is None else real & kept
+        return Layout(self.positions.expand(rows, -1).gather(1, index), real, pick(self.documents))
 
     def rows(self, index: Int[Tensor, " b"]) -> Layout:
         """Keep only the rows at `index` (beam search repeats, reorders and drops rows)."""
@@ -161,7 +167,9 @@ class Pairs:
     @property
     def visible(self) -> Bool[Tensor, "#b 1 #t s"] | None:
         """The mask as a matrix that broadcasts over heads; made on first use, since a fused kernel may not need it."""
-        if torch.compiler.is_compiling():  # a compiler shares what is computed twice, and must not see it stored
+        if (
+            torch.compiler.is_compiling()
+        ):  # a compiler shares what is computed twice, and must not see it stored
             return self._matrix()
         if self._dense is None:
             self._dense = (self._matrix(),)
@@ -271,9 +279,9 @@ class Context:
         """This call's tokens with `keys`, under the stack's mask or a layer's own."""
         return Pairs(self.layout, keys, self.mask if mask is None else mask, self.position)
 
-    def select(self, index: Int[Tensor, "b c"]) -> Context:
-        """The same call for some of its tokens only."""
-        return replace(self, layout=self.layout.select(index))
+    def select(self, index: Int[Tensor, "b c"], kept: Bool[Tensor, "b c"] | None = None) -> Context:
+        """The same call for some of its tokens only; `Layout.select` says what the arguments mean."""
+        return replace(self, layout=self.layout.select(index, kept))
 
 
 @runtime_checkable

@@ -74,6 +74,11 @@ class PositionedBlock(Block):
     """A block with a position scheme of its own, used instead of its stack's."""
 
     def __init__(self, sublayers: dict[str, Layer], position: Position) -> None:
+        if type(position).embed is not Position.embed:
+            raise ValueError(
+                f"a block's own position acts inside its mixer, but {type(position).__name__} is added to the "
+                "embeddings; give it to the stack, or the block one that rotates or biases"
+            )
         super().__init__(sublayers)
         self.position = position
 
@@ -137,7 +142,8 @@ class StackState:
         if self.counts is not None:
             self.counts = self.counts[rows]
         for block in self.blocks:
-            block.select(rows)
+            if block is not None:
+                block.select(rows)
 
 
 class Stack(nn.Module):

@@ -11,11 +11,11 @@ from types import MappingProxyType
 from ..base.attention import CrossAttentionConfig, MultiHeadAttentionConfig
 from ..base.embedding import EmbeddingConfig
 from ..base.feed_forward import ReluFeedForwardConfig
-from ..base.transformer import XavierConfig
 from ..base.normalization import LayerNormConfig, NoNormConfig
 from ..base.position import LearnedPositionConfig, NoPositionConfig, SinusoidalPositionConfig
 from ..base.sockets import Config
 from ..base.stack import BlockConfig, StackConfig
+from ..base.transformer import XavierConfig
 from ..base.wiring import PostNormConfig, PreNormConfig
 from .feed_forward.gelu import GELUFeedForwardConfig
 from .initialization import GPT2Config

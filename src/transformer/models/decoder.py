@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..base.attention import scaled_dot_product_attention
 from ..base.embedding import EmbeddingConfig
-from ..base.transformer import XavierConfig
 from ..base.sockets import AuxiliaryLosses, Config, Context, Execution, InitializationConfig, Layout, Mask
 from ..base.stack import Stack, StackConfig, StackState, check_length
+from ..base.transformer import XavierConfig
 
 
 @dataclass(frozen=True)

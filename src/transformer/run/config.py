@@ -21,6 +21,7 @@ from ..training.schedule import Constant, Cosine, Noam, WarmupStableDecay
 from ..utils.codec import ConfigError, decode, encode, show, suggest
 from ..utils.layering import Layers, read_layers
 
+
 @dataclass(frozen=True)
 class ModelSection:
     """The `model` section: a family's hyper-parameters, and the switches. One subclass for each family."""
@@ -42,11 +43,13 @@ def _section(family: str) -> type[ModelSection]:
     settings = [(p.name, hints[p.name], field(default=p.default)) for p in parameters]
     switches = [(name, bool, field(default=False)) for name in SWITCHES]
     name = f"{family.capitalize()}Section"
-    return make_dataclass(name, [*settings, *switches], bases=(ModelSection,), namespace={"kind": family}, frozen=True)
+    return make_dataclass(
+        name, [*settings, *switches], bases=(ModelSection,), namespace={"kind": family}, frozen=True
+    )
 
 
 SECTIONS: Mapping[str, type[ModelSection]] = {family: _section(family) for family in FAMILIES}
-FEEDS = {"transformer": ParallelData, "gpt": TextData}
+FEEDS: Mapping[str, type[ParallelData] | type[TextData]] = {"transformer": ParallelData, "gpt": TextData}
 """The kind of data that each family reads."""
 
 
@@ -54,8 +57,9 @@ FEEDS = {"transformer": ParallelData, "gpt": TextData}
 class EvaluationConfig:
     """The `evaluation` section: what is measured at the end of a run, and what is shown.
 
-    split: of the data, for the final figures; null is `test` where there is one, else `validation`. beam_size, length_penalty: the search of translations (arXiv
-    1706.03762 §6.1: 4 and 0.6). average_checkpoints: evaluate the mean of the last so many checkpoints' weights
+    split: of the data, for the final figures; null is `test` where there is one, else `validation`.
+    beam_size, length_penalty: the search of translations (arXiv 1706.03762 §6.1: 4 and 0.6).
+    average_checkpoints: evaluate the mean of the last so many checkpoints' weights
     (§6.1: 5), instead of the last, or the moving average if there is one. samples: translations to show, or
     figures of their attention to draw. sample_tokens, prompt: the text that a language model writes.
     """
@@ -102,7 +106,10 @@ class RunConfig:
                 f"evaluation.average_checkpoints {self.evaluation.average_checkpoints} is more than "
                 f"training.keep_last {self.training.keep_last}; raise the latter to it"
             )
-        if isinstance(self.objective, Causal) != isinstance(self.data, TextData) and self.objective is not None:
+        if (
+            isinstance(self.objective, Causal) != isinstance(self.data, TextData)
+            and self.objective is not None
+        ):
             raise ConfigError(
                 f"objective.kind {self.objective.kind} does not fit {self.data.kind} data; leave the objective out"
             )
@@ -128,7 +135,9 @@ def decode_run(data: Mapping[str, Any], origin: Mapping[str, str]) -> RunConfig:
         if not isinstance(family, str) or family not in FAMILIES:
             near = suggest(str(family), FAMILIES)
             where = f" ({origin['model.family']})" if "model.family" in origin else ""
-            raise ConfigError(f"model.family{where}: must be one of {', '.join(FAMILIES)}, got {show(family)}{near}")
+            raise ConfigError(
+                f"model.family{where}: must be one of {', '.join(FAMILIES)}, got {show(family)}{near}"
+            )
         settings = {key: value for key, value in model.items() if key != "family"}
         data = {**data, "model": {"kind": family, **settings}}
         feed = data.get("data", {})

@@ -20,7 +20,7 @@ from ..data import ParallelCorpus, TextCorpus
 from ..evaluation import Report, evaluate_pairs, evaluate_text, report
 from ..generation import Sampling, continue_text, translate
 from ..interop import model_file
-from ..models import Model, build
+from ..models import DecoderOnly, Model, build
 from ..training.average import average_checkpoints
 from ..training.checkpoint import CheckpointStore
 from ..training.config import TrainingResult
@@ -61,8 +61,12 @@ class Parts:
         """What must be the same for a run to be resumed: all that decides its numbers, except its length."""
         plain = encode_run(self.config)
         decisive = {key: plain[key] for key in ("model", "data", "objective", "optimizer", "schedule")}
-        decisive["data"] = {key: value for key, value in plain["data"].items() if key not in ("path", "cache")}
-        training = {key: plain["training"][key] for key in ("precision", "accumulate", "clip_norm", "ema_decay")}
+        decisive["data"] = {
+            key: value for key, value in plain["data"].items() if key not in ("path", "cache")
+        }
+        training = {
+            key: plain["training"][key] for key in ("precision", "accumulate", "clip_norm", "ema_decay")
+        }
         text = json.dumps({**decisive, "training": training}, sort_keys=True)
         config = hashlib.sha256(text.encode()).hexdigest()
         return {"config": config, "tokenizer": self.corpus.tokenizer.fingerprint}
@@ -98,7 +102,9 @@ def train(config: RunConfig, console: Console, *, mode: Mode = "auto", name: str
     parts = build_parts(replace(config, output=OutputConfig(str(folder))))
     with Progress(console, mode, log=folder / "console.log") as progress:
         n_parameters = count_parameters(parts.model)
-        progress.message(f"{folder}: {config.model.kind}, {n_parameters:,} parameters, {_describe(parts.corpus)}")
+        progress.message(
+            f"{folder}: {config.model.kind}, {n_parameters:,} parameters, {_describe(parts.corpus)}"
+        )
         trainer = _trainer(parts, folder, progress)
         result = trainer.run()
         if result.interrupted_by is not None:
@@ -150,6 +156,7 @@ def write_sample(parts: Parts) -> str:
         sources = [source for source, _ in corpus.sentences("validation")[:2]]
         written = translate(model, corpus.tokenizer, sources, beam_size=1)
         return "\n".join(f"  {source}\n  → {text}" for source, text in zip(sources, written, strict=True))
+    assert isinstance(model, DecoderOnly)
     sampling = Sampling(seed=config.training.seed)
     return continue_text(
         model, corpus.tokenizer, config.evaluation.prompt, config.evaluation.sample_tokens, sampling
@@ -167,7 +174,10 @@ def _finish(
     final = evaluate_parts(parts, parts.split)
     figures = {**_figures(result), **final.figures}
     CheckpointStore(folder / "export", keep_last=1).save(
-        result.step, tensors={"model": parts.model.state_dict()}, state={"weights": origin}, files=parts.files()
+        result.step,
+        tensors={"model": parts.model.state_dict()},
+        state={"weights": origin},
+        files=parts.files(),
     )
     notes = {**final.notes, "weights": origin}
     write_json(folder / "results.json", {**figures, "notes": notes})

@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
-import torch.nn.functional as F
+import torch
 from annotated_types import Ge, Lt
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..base import AuxiliaryLosses
 from ..data import PairBatch, TextBatch
+from .cross_entropy import SmoothedCrossEntropy
 
 Smoothing = Literal["uniform", "exclude_gold_and_pad", "wrong_classes"]
 B_contra = TypeVar("B_contra", contravariant=True)
 
-IGNORED = -100  # the label of a position that does not count, as F.cross_entropy has it
+IGNORED = -100  # the label of a position that does not count
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,10 @@ class Causal:
     def __call__(self, model: nn.Module, batch: TextBatch) -> LossSum:
         auxiliary = AuxiliaryLosses()
         logits = model(batch.tokens[:, :-1], auxiliary=auxiliary)
-        total = F.cross_entropy(
-            _at_least_float32(logits).flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="sum"
-        )
+        labels = batch.tokens[:, 1:]
+        total, nll = smoothed_cross_entropy(logits, labels, torch.ones_like(labels, dtype=torch.bool), 0.0)
         count = self.count(batch)
-        return LossSum(total + count * auxiliary.total(), count, total.detach())
+        return LossSum(total + count * auxiliary.total(), count, nll)
 
 
 def smoothed_cross_entropy(
@@ -106,32 +106,21 @@ def smoothed_cross_entropy(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Return (smoothed loss, detached plain NLL), each summed over the `counted` positions, in nats.
 
-    With S = Σ_v -log p_v, the `uniform` form is (1-ε)·NLL + ε/V·S, which PyTorch computes in one fused
-    pass. The other two are the same pass with another ε and a term linear in the logits:
+    The `uniform` form is what `SmoothedCrossEntropy` computes; the others are it with another ε and a term linear
+    in the logits:
 
     - wrong_classes: ε' = ε·V/(V-1);
     - exclude_gold_and_pad: ε' = ε·V/(V-2), plus ε/(V-2)·(z_pad - z_gold).
 
-    The NLL needs no second softmax either: NLL = uniform(ε') + ε'·(mean_v z_v - z_gold).
     No counted position at all gives a loss of 0 with gradient 0.
     """
-    logits = _at_least_float32(logits)
     vocab_size = logits.shape[-1]
     spread_over = vocab_size - {"uniform": 0, "wrong_classes": 1, "exclude_gold_and_pad": 2}[smoothing]
     epsilon = label_smoothing * vocab_size / spread_over
     targets = labels.masked_fill(~counted, IGNORED).flatten()
-    total = F.cross_entropy(logits.flatten(0, 1), targets, label_smoothing=epsilon, reduction="sum")
-    if epsilon == 0:
-        return total, total.detach()
-    gold = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    surprise_gap = (logits.detach().mean(-1) - gold.detach()).where(counted, 0).sum()
-    nll = total.detach() + epsilon * surprise_gap
-    if smoothing == "exclude_gold_and_pad":
-        excluded = (logits[..., pad_id] - gold).where(counted, 0).sum()
+    total, nll = SmoothedCrossEntropy.apply(logits.flatten(0, 1), targets, epsilon)  # type: ignore[no-untyped-call]
+    if smoothing == "exclude_gold_and_pad" and label_smoothing:
+        gold = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        excluded = (logits[..., pad_id] - gold).to(total.dtype).where(counted, 0).sum()
         total = total + label_smoothing / spread_over * excluded
     return total, nll
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    """A loss summed in half precision loses its last digits: widen, but never narrow, the logits."""
-    return logits.float() if logits.dtype.itemsize < 4 else logits

@@ -27,16 +27,12 @@ def fused_attention(
     which would be wrong for new queries against cached keys. A query that sees no key gives zeros, as in the
     reference; the mask is opened for it and its output erased, since the softmax of nothing is undefined.
     """
-    if pairs.bias is None and pairs.triangular:
+    bias = None if pairs.bias is None else pairs.bias.to(q.dtype)
+    if bias is None and pairs.triangular:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale, is_causal=True)
     if pairs.visible is None:
-        return F.scaled_dot_product_attention(q, k, v, pairs.bias, dropout_p=dropout, scale=scale)
+        return F.scaled_dot_product_attention(q, k, v, bias, dropout_p=dropout, scale=scale)
     sighted = pairs.visible.any(dim=-1, keepdim=True)
     seen = pairs.visible | ~sighted
-    mask = seen if pairs.bias is None else pairs.bias.masked_fill(~seen, float("-inf"))
-    return (
-        F.scaled_dot_product_attention(
-            q, k, v, mask.to(q.dtype) if mask.is_floating_point() else mask, dropout_p=dropout, scale=scale
-        )
-        * sighted
-    )
+    mask = seen if bias is None else bias.masked_fill(~seen, float("-inf"))
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=scale) * sighted

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ...base.normalization import LayerNormConfig
 from ...base.sockets import Config, Enhancement
-from ...base.stack import StackConfig
+from ...base.stack import BlockConfig, StackConfig
 from ...base.wiring import PostNormConfig, PreNormConfig
 from ..compose import replace_parts
 
@@ -15,10 +15,14 @@ C = TypeVar("C", bound=Config)
 
 
 def pre_norm() -> Enhancement:
-    """Wire every sub-layer pre-norm, and end every stack in one more norm (`base.wiring.PreNorm` has the equation)."""
+    """Wire every sub-layer pre-norm, and end every stack in one more norm of the kind that its first block has.
+
+    `base.wiring.PreNorm` has the equation.
+    """
 
     def rewire(stack: StackConfig) -> StackConfig:
-        stack = replace(stack, norm=LayerNormConfig())
+        first = stack.blocks[0]
+        stack = replace(stack, norm=first.norm if isinstance(first, BlockConfig) else LayerNormConfig())
         return replace_parts(stack, PostNormConfig, lambda wiring: PreNormConfig(wiring.dropout))
 
     def apply(config: C) -> C:

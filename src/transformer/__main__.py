@@ -1,0 +1,5 @@
+"""`python -m transformer VERB` is `transformer VERB`."""
+
+from .cli import main
+
+main()

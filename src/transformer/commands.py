@@ -1,0 +1,158 @@
+"""What each verb of the command line does. `cli` reads the arguments; the work is in the layers below."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.text import Text
+
+from . import run as runs
+from .analysis.cost import Shape, count_flops, count_parameters, estimate_memory
+from .analysis.describe import parts_tree, settings_table
+from .base.transformer import EncoderDecoder
+from .data import ParallelData, TextData, TextStream, prepare_parallel, prepare_text
+from .generation import Sampling, stream_text
+from .generation import translate as translate_sentences
+from .interop import load, load_tokenizer_of
+from .models import DecoderOnly
+from .run import Parts, RunConfig
+from .training.objective import Causal, SequenceToSequence
+from .training.progress import Mode
+from .utils.codec import decode
+from .utils.layering import read_layers
+
+
+def train(files: Sequence[Path], overrides: Sequence[str], mode: Mode) -> int:
+    """Train; the exit code tells a finished run from an interrupted one."""
+    config, _ = runs.read_run(files, overrides)
+    return runs.train(config, console(), mode=mode, name=files[-1].stem).exit_code
+
+
+def inspect(files: Sequence[Path], overrides: Sequence[str]) -> int:
+    """Show settings with their origins, the tree of parts, and what they cost."""
+    config, layers = runs.read_run(files, overrides)
+    parts, screen = runs.build_parts(config), console()
+    screen.print(settings_table(runs.encode_run(config), layers.origin), "")
+    screen.print(parts_tree(parts.model.config, parts.model), "")
+    for line in _costs(config, parts):
+        screen.print(Text(line))
+    return 0
+
+
+def _costs(config: RunConfig, parts: Parts) -> list[str]:
+    """Parameters, operations and memory, for the run's own batches."""
+    shape, architecture = _shape(parts), parts.model.config
+    flops = count_flops(architecture, shape)
+    reading = f" and {shape.source_length} to read" if shape.source_length else ""
+    memory = estimate_memory(
+        architecture,
+        parts.model.execution,
+        shape,
+        objective=parts.objective,
+        optimizer=config.optimizer,
+        training=config.training,
+    )
+    sizes = [
+        f"{name} {size / 2**20:,.0f} MiB" for name, size in vars(memory).items() if name != "peak" and size
+    ]
+    return [
+        f"parameters        {count_parameters(parts.model):,}",
+        f"FLOPs per token   {flops.forward_per_token:,.0f} forward, {flops.training_per_token:,.0f} training",
+        f"largest batch     {shape.rows} rows of {shape.length} tokens to predict{reading}",
+        f"training memory   {memory.peak / 2**20:,.0f} MiB at the peak of a step ({', '.join(sizes)})",
+    ]
+
+
+def _shape(parts: Parts) -> Shape:
+    """The shape of a micro-batch: of running text any, of pairs the one with the most tokens."""
+    accumulate, stream = parts.config.training.accumulate, parts.corpus.stream(0)
+    if isinstance(stream, TextStream):
+        rows, width = stream.batch(0, 0, accumulate).tokens.shape
+        return Shape(rows, width - 1)
+    batches = (stream.batch(step, 0, accumulate) for step in range(stream.batches_per_epoch))
+    shapes = ((len(batch.source), batch.target.shape[1] - 1, batch.source.shape[1]) for batch in batches)
+    return Shape(*max(shapes, key=lambda shape: shape[0] * (shape[1] + shape[2])))
+
+
+def prepare(output: Path, files: Sequence[Path], overrides: Sequence[str]) -> int:
+    """Prepare a user's own data."""
+    layers = read_layers(files, overrides)
+    data = {"kind": "parallel", **layers.data.get("data", {})}
+    if data["kind"] == TextData.kind:
+        counts = prepare_text(decode(TextData, data, path="data", origin=layers.origin), output).counts
+    else:
+        counts = prepare_parallel(
+            decode(ParallelData, data, path="data", origin=layers.origin), output
+        ).counts
+    for split, numbers in counts.items():
+        told = ", ".join(f"{number:,} {name}" for name, number in numbers.items())
+        console().print(Text(f"{split}: {told}"))
+    console().print(Text(f"Next: train with --data.kind {data['kind']} --data.path {output}"))
+    return 0
+
+
+def translate(folder: Path, sentences: Sequence[str], beam_size: int, length_penalty: float) -> int:
+    """Translate, one line for each sentence."""
+    model, tokenizer = load(folder), load_tokenizer_of(folder)
+    if not isinstance(model, EncoderDecoder):
+        raise ValueError(
+            f"{folder} holds a model of kind {model.config.kind}; translation needs an encoder-decoder"
+        )
+    out = console()
+    for text in translate_sentences(
+        model, tokenizer, list(sentences), beam_size=beam_size, length_penalty=length_penalty
+    ):
+        out.out(text, highlight=False)
+    return 0
+
+
+def generate(
+    folder: Path,
+    prompt: str,
+    max_new_tokens: int,
+    options: tuple[float, int | None, float | None, float | None, int],
+) -> int:
+    """Write the prompt and what the model makes of it, as it comes."""
+    sampling = Sampling(*options)
+    model, tokenizer = load(folder), load_tokenizer_of(folder)
+    if not isinstance(model, DecoderOnly):
+        raise ValueError(
+            f"{folder} holds a model of kind {model.config.kind}, which translates: use transformer translate"
+        )
+    out = console()
+    out.out(prompt, end="", highlight=False)
+    for piece in stream_text(model, tokenizer, prompt, max_new_tokens, sampling):
+        out.out(piece, end="", highlight=False)
+        out.file.flush()
+    out.out("", highlight=False)
+    return 0
+
+
+def evaluate(folder: Path, split: str | None, overrides: Sequence[str]) -> int:
+    """Measure a trained model as its run's configuration says."""
+    source = folder if (folder / "config.yaml").exists() else folder / "config.yaml"
+    config, _ = runs.read_run([source / "config.yaml" if source.is_dir() else source], overrides)
+    corpus, model = config.data.load(), load(folder)
+    if corpus.tokenizer.fingerprint != load_tokenizer_of(folder).fingerprint:
+        raise ValueError(
+            f"{folder} was trained with another tokenizer than that of data.path {config.data.path}"
+        )
+    objective = SequenceToSequence() if isinstance(model, EncoderDecoder) else Causal()
+    parts = Parts(config, corpus, model, objective)
+    final = runs.evaluate_parts(parts, split or parts.split)
+    for name, value in final.figures.items():
+        console().out(f"{name:<20} {value:.4f}", highlight=False)
+    for name, text in final.notes.items():
+        console().out(f"{name:<20} {text}", highlight=False)
+    return 0
+
+
+def console() -> Console:
+    """The console that people read; warnings of the library go to the standard error."""
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    return Console()
