@@ -63,23 +63,30 @@ def fuzz(
     count: int,
     seed: int,
     folder: Path,
+    read: Callable[[Any, Mapping[str, str]], Any] | None = None,
+    write: Callable[[Any], Any] = encode,
 ) -> Iterator[Outcome]:
     """Yield `count` outcomes; case `i` depends on `seed` and `i` alone.
 
     Raises AssertionError, naming the case and its file, for a traceback, a message that is not one line or
     names no place, a typo without the nearest key, more than 5 s until a refusal, or a setting that an
-    accepted configuration silently ignores.
+    accepted configuration silently ignores. `read` and `write` replace `decode` and `encode` for a schema whose
+    plain form is not its fields.
     """
+
+    def plain(data: Any, origin: Mapping[str, str]) -> Any:
+        return decode(schema, data, kinds=kinds, origin=origin)
+
     for number in range(count):
-        case = _Case(random.Random(f"{seed}/{number}"), base, kinds)
+        case = _Case(random.Random(f"{seed}/{number}"), write(base), kinds)
         path = folder / f"case-{number}.yaml"
         path.write_bytes(case.text.encode(errors="surrogateescape"))
         told = f"case {number} {case.damage} in {path} {case.overrides}"
         started, refusal = time.perf_counter(), None
         try:
             layers = read_layers([path], case.overrides)
-            config = decode(schema, layers.data, kinds=kinds, origin=layers.origin)
-            assert _holds(encode(config), layers.data), f"{told}: something given was ignored"
+            config = (read or plain)(layers.data, layers.origin)
+            assert _holds(write(config), layers.data), f"{told}: something given was ignored"
             started = time.perf_counter() if build(config, layers) is None else started
         except ConfigError as error:
             refusal = str(error)
@@ -119,9 +126,9 @@ def _slots(data: Any) -> Iterator[Slot]:
 class _Case:
     """One damaged configuration: YAML text, overrides, and the names of what was done to it."""
 
-    def __init__(self, rng: random.Random, base: object, kinds: Mapping[str, type]) -> None:
+    def __init__(self, rng: random.Random, data: Any, kinds: Mapping[str, type]) -> None:
         self.rng, self.kinds, self.damage = rng, kinds, list[str]()
-        self.data = encode(base)
+        self.data = data
         self.overrides: list[str] = []
         damages = [
             self.typo,

@@ -28,14 +28,14 @@ from .utils.layering import read_layers
 
 def train(files: Sequence[Path], overrides: Sequence[str], mode: Mode) -> int:
     """Train; the exit code tells a finished run from an interrupted one."""
-    config, _ = runs.read_run(files, overrides)
-    return runs.train(config, console(), mode=mode, name=files[-1].stem).exit_code
+    config, layers = runs.read_run(files, overrides)
+    return runs.train(config, console(), mode=mode, name=files[-1].stem, origin=layers.origin).exit_code
 
 
 def inspect(files: Sequence[Path], overrides: Sequence[str]) -> int:
     """Show settings with their origins, the tree of parts, and what they cost."""
     config, layers = runs.read_run(files, overrides)
-    parts, screen = runs.build_parts(config), console()
+    parts, screen = runs.build_parts(config, layers.origin), console()
     screen.print(settings_table(runs.encode_run(config), layers.origin), "")
     screen.print(parts_tree(parts.model.config, parts.model), "")
     for line in _costs(config, parts):

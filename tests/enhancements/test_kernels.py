@@ -63,7 +63,7 @@ def attend(
     kernel: Kernel, given: Case, inputs: list[Tensor], biased: bool, dtype: torch.dtype
 ) -> list[Tensor]:
     """The output and the gradients by queries, keys, values and bias, of copies of `inputs` in `dtype`."""
-    leaves = [x.to(dtype).requires_grad_() for x in inputs]
+    leaves = [x.detach().clone().to(dtype).requires_grad_() for x in inputs]
     q, k, v, bias, slope = leaves
     pairs = Pairs(given.queries, given.keys, given.mask, GivenBias(bias if biased else None))
     out = kernel(q, k, v, pairs, 0.3, 0.0)

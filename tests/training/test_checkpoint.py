@@ -161,7 +161,8 @@ def test_nonsense_is_refused_in_one_line(tmp_path: Path) -> None:
         assert store.newest() is None and list(tmp_path.rglob(".tmp*")) == []
     for keep_last, keep_best in ((0, 1), (1, -1)):
         with pytest.raises(
-            ValueError, match=f"keep_last is {keep_last} and keep_best is {keep_best}; they must be at least 1"
+            ValueError,
+            match=f"keep_last is {keep_last} and keep_best is {keep_best}; they must be at least 1",
         ):
             CheckpointStore(tmp_path, keep_last=keep_last, keep_best=keep_best)
 

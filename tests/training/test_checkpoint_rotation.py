@@ -78,16 +78,15 @@ class Rotation(RuleBasedStateMachine):
         self.saved[step] = Saved(self.token, None)
         self.store.sweep()
 
-    @precondition(lambda self: self.saved)
+    @precondition(lambda self: any(it.intact for it in self.saved.values()))
     @rule(data=st.data(), truncated=st.booleans())
     def damage(self, data: st.DataObject, truncated: bool) -> None:
-        step = data.draw(st.sampled_from(sorted(self.saved)))
+        step = data.draw(st.sampled_from(sorted(step for step, it in self.saved.items() if it.intact)))
         path = self.store.checkpoints / f"step-{step:08d}" / "model.safetensors"
         content = path.read_bytes()
-        if content:
-            path.write_bytes(content[:-1] if truncated else content[:-1] + bytes([content[-1] ^ 1]))
-            self.saved[step].readable &= not truncated
-            self.saved[step].intact = False
+        path.write_bytes(content[:-1] if truncated else content[:-1] + bytes([content[-1] ^ 1]))
+        self.saved[step].readable = not truncated
+        self.saved[step].intact = False
 
     @rule(
         name=st.sampled_from(["latest.json", "best.json"]),

@@ -27,6 +27,12 @@ CONFIG = TrainingConfig(max_steps=20_000, log_every=5, evaluate_every=20, checkp
 GRACE_SECONDS = 10.0  # generous, because the tests share their cores
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _warm_up(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let this process import what a first step imports, so that its children need not."""
+    make_trainer(tmp_path_factory.mktemp("warm"), replace(CONFIG, max_steps=2), evaluate=probe).run()
+
+
 def forked(work: Callable[[], int]) -> int:
     """Run `work` in a child process, whose exit code is what `work` returns, and return its pid."""
     pid = os.fork()
@@ -138,8 +144,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 def test_a_real_process_exits_143(tmp_path: Path) -> None:
     script = f"""
         import pathlib, sys
-        from tests.training.disks import QuickDisk
-from tests.training.toys import make_trainer
+        from tests.training.toys import make_trainer
         from transformer.training.config import TrainingConfig
         trainer = make_trainer(pathlib.Path({str(tmp_path)!r}), TrainingConfig(max_steps=20_000))
         sys.exit(trainer.run().exit_code)

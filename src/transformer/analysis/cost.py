@@ -40,7 +40,7 @@ class Shape:
 
     rows: int
     length: int
-    source_length: int = 0  # 0: as long as the target
+    source_length: int = 0
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.length < 1 or self.source_length < 0:
@@ -174,29 +174,29 @@ class _FlopCounter(Observer):
             self._add(path, 2 * module.in_features * output.numel())
 
     def on_attention(self, path: str, q: Tensor, k: Tensor, pairs: Pairs, scale: float) -> None:
-        self._add(
-            path, 4 * q.numel() * k.shape[2]
-        )  # b·h·t·s·e products for q kᵀ, and as many for weights · v
+        self._add(path, 4 * q.numel() * k.shape[2])  # b·h·t·s·e products for q kᵀ, as many for the values
 
     def _add(self, path: str, flops: int) -> None:
         self.by_module[path] = self.by_module.get(path, 0) + flops
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
     """Adds up the bytes of the tensors that are alive, each storage once; answers questions about their values.
 
-    A step asks how many targets count and whether its loss is finite, which tensors without data cannot say: it
-    is told 1.
+    A step asks which targets count and whether its loss is finite, which tensors without data cannot say: it is
+    told all of them, and 1.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.peak = 0
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1.0 if args[0].is_floating_point() else 1
+        if func is torch.ops.aten.index.Tensor:
+            args = (args[0], [_everywhere(index) for index in args[1]])
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -212,6 +212,13 @@ class _Alive(TorchDispatchMode):
     def _change(self, size: int) -> None:
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
+
+
+def _everywhere(index: Tensor | None) -> Tensor | None:
+    """Return the index that picks every row, in place of a mask of rows."""
+    if index is None or index.dtype != torch.bool:
+        return index
+    return torch.arange(index.shape[0], device=index.device)
 
 
 class _Noting:

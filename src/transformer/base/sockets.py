@@ -13,12 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
+from annotated_types import Ge, Le, Lt
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+Size = Annotated[int, Ge(1), Le(2**20)]
+"""A width or a number of heads or tokens: bounded, so that a slip of the finger is refused before it takes memory."""
+Depth = Annotated[int, Ge(1), Le(1024)]
+"""A number of layers."""
+Probability = Annotated[float, Ge(0), Lt(1)]
+"""A probability of dropping an entry."""
 
 
 @dataclass(frozen=True)

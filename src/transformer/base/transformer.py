@@ -13,7 +13,19 @@ from .attention import CrossAttentionConfig, MultiHeadAttentionConfig, scaled_do
 from .embedding import EmbeddingConfig
 from .feed_forward import ReluFeedForwardConfig
 from .position import SinusoidalPositionConfig
-from .sockets import AuxiliaryLosses, Config, Context, Execution, InitializationConfig, Layout, Mask, Memory
+from .sockets import (
+    AuxiliaryLosses,
+    Config,
+    Context,
+    Depth,
+    Execution,
+    InitializationConfig,
+    Layout,
+    Mask,
+    Memory,
+    Probability,
+    Size,
+)
 from .stack import BlockConfig, Stack, StackConfig, StackState, check_length
 from .wiring import PostNormConfig
 
@@ -137,12 +149,12 @@ class EncoderDecoder(nn.Module):
 
 def transformer(
     vocab_size: int = 10000,
-    d_model: int = 512,
-    n_heads: int = 8,
-    n_layers: int = 6,
-    d_ff: int | None = None,
-    dropout: float = 0.1,
-    max_seq_len: int = 1024,
+    d_model: Size = 512,
+    n_heads: Size = 8,
+    n_layers: Depth = 6,
+    d_ff: Size | None = None,
+    dropout: Probability = 0.1,
+    max_seq_len: Size = 1024,
 ) -> EncoderDecoderConfig:
     """The paper's architecture as a config: `n_layers` blocks on each side, and d_ff = 4·d_model unless given.
 

@@ -17,7 +17,7 @@ from .sockets import Context, Layer, NormConfig, State, WiringConfig
 class Dropout(nn.Module):
     """Set each entry to zero with probability `p` while training, and scale the others by 1/(1 − p) (§5.4, ref. 33).
 
-    PyTorch's own on a GPU. On a CPU that one draws a float for every entry, which takes a tenth of a training step;
+    PyTorch's own on a GPU and where a compiler makes it. On a CPU that one draws a float for every entry, which takes a tenth of a training step;
     here an entry costs 16 random bits, so p is rounded to a multiple of 2⁻¹⁶.
     """
 
@@ -29,7 +29,7 @@ class Dropout(nn.Module):
         """Drop entries of `x`, of any shape."""
         if not self.training or self.p == 0:
             return x
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(x, self.p)
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), 2**63 - 1)
         bits = words.view(torch.int16)[: x.numel()].view(x.shape)

@@ -10,8 +10,8 @@ from ..base.sockets import Config, Execution
 from ..base.transformer import EncoderDecoder, EncoderDecoderConfig, transformer
 from ..enhancements.catalog import CATALOG
 from .decoder import DecoderOnly, DecoderOnlyConfig
+from .encoder_decoder import Transformer
 from .gpt import GPT, gpt
-from .transformer import Transformer
 
 ModelConfig: TypeAlias = EncoderDecoderConfig | DecoderOnlyConfig
 Model: TypeAlias = EncoderDecoder | DecoderOnly

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from ..base.attention import MultiHeadAttentionConfig
 from ..base.normalization import LayerNormConfig
 from ..base.position import LearnedPositionConfig
+from ..base.sockets import Depth, Probability, Size
 from ..base.stack import BlockConfig, StackConfig
 from ..base.wiring import PreNormConfig
 from ..enhancements.feed_forward.gelu import GELUFeedForwardConfig
@@ -22,12 +23,12 @@ from .decoder import DecoderOnly, DecoderOnlyConfig
 
 def gpt(
     vocab_size: int = 50257,
-    d_model: int = 768,
-    n_heads: int = 12,
-    n_layers: int = 12,
-    d_ff: int | None = None,
-    dropout: float = 0.1,
-    max_seq_len: int = 1024,
+    d_model: Size = 768,
+    n_heads: Size = 12,
+    n_layers: Depth = 12,
+    d_ff: Size | None = None,
+    dropout: Probability = 0.1,
+    max_seq_len: Size = 1024,
 ) -> DecoderOnlyConfig:
     """GPT-2 as a config; the defaults are the smallest of the four. d_ff = 4·d_model unless given."""
     block = BlockConfig(

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, get_type_hints
 
+import torch
 from annotated_types import Ge
 
 from ..base.sockets import Execution
 from ..data import ParallelData, TextData
 from ..enhancements.switches import SWITCHES, apply_switches
-from ..models import FAMILIES, ModelConfig
+from ..models import FAMILIES, ModelConfig, build
 from ..training.config import TrainingConfig
 from ..training.objective import Causal, SequenceToSequence
 from ..training.optimizer import AdamConfig, AdamWConfig
 from ..training.schedule import Constant, Cosine, Noam, WarmupStableDecay
 from ..utils.codec import ConfigError, decode, encode, show, suggest
 from ..utils.layering import Layers, read_layers
+
+NOWHERE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,35 @@ class RunConfig:
             )
 
 
+@contextmanager
+def located(section: str, origin: Mapping[str, str]) -> Iterator[None]:
+    """Say of a mistake that shows only in use which section of the configuration it is in."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        place = origin.get(section, "the configuration's defaults")
+        raise ConfigError(f"{section} ({place}): {error}") from error
+
+
+def require_memory(architecture: ModelConfig) -> None:
+    """Refuse a model whose training would not fit the machine's memory, before a byte of it is taken.
+
+    Weights, gradients and Adam's two averages are four float32 numbers a weight; activations come on top.
+    """
+    with torch.device("meta"):
+        model = build(architecture)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    tables = sum(buffer.numel() for buffer in model.buffers())
+    needed, there = 4 * (4 * weights + tables), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise ConfigError(
+            f"model: {weights:,} weights would need at least {needed / 2**30:,.0f} GiB to train and this machine's "
+            f"configuration has {there / 2**30:,.0f} GiB; lower model.d_model, n_layers, d_ff or max_seq_len"
+        )
+
+
 def read_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> tuple[RunConfig, Layers]:
     """Read a run's configuration: files in order, then `section.key=value` overrides.
 
@@ -143,7 +178,13 @@ def decode_run(data: Mapping[str, Any], origin: Mapping[str, str]) -> RunConfig:
         feed = data.get("data", {})
         if isinstance(feed, Mapping) and "kind" not in feed:
             data["data"] = {"kind": FEEDS[family].kind, **feed}
-    return decode(RunConfig, data, kinds=SECTIONS, origin=origin)
+    config = decode(RunConfig, data, kinds=SECTIONS, origin=origin)
+    with located("model", origin):
+        architecture, _ = config.model.architecture(vocab_size=1)
+        require_memory(architecture)
+    with located("schedule", origin):
+        config.schedule.build(d_model=architecture.d_model, max_steps=config.training.max_steps)
+    return config
 
 
 def encode_run(config: RunConfig) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ..training.objective import Causal, SequenceToSequence
 from ..training.progress import Mode, Progress
 from ..utils.layering import dump_yaml
 from ..utils.rng import derive_seed
-from .config import OutputConfig, RunConfig, encode_run
+from .config import NOWHERE, OutputConfig, RunConfig, encode_run, located, require_memory
 from .folder import new_folder, write_json, write_run_files
 
 Corpus = ParallelCorpus | TextCorpus
@@ -72,13 +72,23 @@ class Parts:
         return {"config": config, "tokenizer": self.corpus.tokenizer.fingerprint}
 
 
-def build_parts(config: RunConfig) -> Parts:
-    """Prepare the data and build the model, its first weights drawn from the run's seed."""
-    corpus = config.data.load()
+def build_parts(config: RunConfig, origin: Mapping[str, str] = NOWHERE) -> Parts:
+    """Prepare the data and build the model, its first weights drawn from the run's seed.
+
+    Raises `ConfigError`, naming the section and where it was written (`origin`), for data that cannot be used and for
+    a model that would not fit the machine's memory.
+    """
+    with located("data", origin):
+        corpus = config.data.load()
+        corpus.stream(
+            config.training.seed
+        )  # refuses data that do not fit the settings, such as too long a context
     objective = config.objective or (SequenceToSequence() if isinstance(corpus, ParallelCorpus) else Causal())
     if isinstance(objective, SequenceToSequence):
         objective = replace(objective, pad_id=corpus.tokenizer.pad)
-    architecture, execution = config.model.architecture(corpus.tokenizer.vocab_size)
+    with located("model", origin):
+        architecture, execution = config.model.architecture(corpus.tokenizer.vocab_size)
+        require_memory(architecture)
     torch.manual_seed(derive_seed(config.training.seed, "init"))
     model = build(architecture, execution).to("cuda" if torch.cuda.is_available() else "cpu")
     return Parts(config, corpus, model, objective)
@@ -93,13 +103,20 @@ class Outcome:
     figures: Mapping[str, float]
 
 
-def train(config: RunConfig, console: Console, *, mode: Mode = "auto", name: str = "run") -> Outcome:
+def train(
+    config: RunConfig,
+    console: Console,
+    *,
+    mode: Mode = "auto",
+    name: str = "run",
+    origin: Mapping[str, str] = NOWHERE,
+) -> Outcome:
     """Train as configured, evaluate, and leave everything in the run folder.
 
     A folder that holds checkpoints of the same run is gone on with, bit for bit; `name` begins the name of a new one.
     """
     folder = Path(config.output.dir) if config.output.dir else new_folder(name)
-    parts = build_parts(replace(config, output=OutputConfig(str(folder))))
+    parts = build_parts(replace(config, output=OutputConfig(str(folder))), origin)
     with Progress(console, mode, log=folder / "console.log") as progress:
         n_parameters = count_parameters(parts.model)
         progress.message(

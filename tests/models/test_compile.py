@@ -1,0 +1,72 @@
+"""Models compile without a graph break, in any choice of execution, to the same values and gradients.
+
+The package is imported by its other spelling here, since the checks of shapes that tests put into the usual one
+are Python that a compiler cannot follow.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.transformer.base import AuxiliaryLosses
+from src.transformer.base.attention import scaled_dot_product_attention
+from src.transformer.base.sockets import Execution
+from src.transformer.base.transformer import transformer
+from src.transformer.enhancements import enhance, fused_attention, gelu, pre_norm, rms_norm, rope
+from src.transformer.models import build, gpt
+
+SMALL = {"vocab_size": 11, "d_model": 12, "n_heads": 3, "n_layers": 2, "d_ff": 20, "max_seq_len": 16}
+# Between them these hold every part of the catalog that computes.
+CONFIGS: dict[str, Any] = {
+    "gpt": gpt(**SMALL),
+    "modern_gpt": enhance(gpt(**SMALL), rope(), rms_norm(), gelu("erf")),
+    "transformer": transformer(**SMALL),
+    "modern_transformer": enhance(transformer(**SMALL), pre_norm(), rms_norm(), rope()),
+}
+EXECUTIONS = {
+    f"{kernel.__name__}-{'checkpointed' if checkpoint else 'stored'}": Execution(kernel, checkpoint)
+    for kernel, checkpoint in itertools.product(
+        (scaled_dot_product_attention, fused_attention), (False, True)
+    )
+}
+FAST = [("modern_gpt", name) for name in EXECUTIONS] + [
+    ("gpt", "fused_attention-checkpointed"),
+    ("transformer", "fused_attention-stored"),
+    ("modern_transformer", "scaled_dot_product_attention-checkpointed"),
+]
+EVERY = list(itertools.product(CONFIGS, EXECUTIONS))
+SLOW = [pytest.param(*both, marks=pytest.mark.slow) for both in EVERY if both not in FAST]
+
+
+def loss_and_gradients(call: Callable[..., Tensor], model: torch.nn.Module, inputs: tuple) -> list[Tensor]:
+    auxiliary = AuxiliaryLosses()
+    loss = call(*inputs, auxiliary=auxiliary).square().mean() + auxiliary.total()
+    model.zero_grad()
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize(("name", "execution"), FAST + SLOW)
+def test_a_model_compiles_whole(name: str, execution: str) -> None:
+    torch._dynamo.reset()
+    model = build(CONFIGS[name], EXECUTIONS[execution]).double().eval()
+    x, real = torch.randint(11, (2, 8)), torch.arange(8) < torch.tensor([[8], [5]])
+    inputs = (x, real) if "gpt" in name else (x, x[:, :6], real)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    got = loss_and_gradients(compiled, model, inputs)
+    for actual, expected in zip(got, loss_and_gradients(model, model, inputs), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_a_model_compiles_with_dropout() -> None:
+    torch._dynamo.reset()
+    model = build(CONFIGS["modern_gpt"], EXECUTIONS["fused_attention-checkpointed"]).train()
+    loss = torch.compile(model, fullgraph=True, backend="eager")(torch.randint(11, (2, 8))).sum()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
