@@ -180,7 +180,7 @@ class _FlopCounter(Observer):
         self.by_module[path] = self.by_module.get(path, 0) + flops
 
 
-class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of the tensors that are alive, each storage once; answers questions about their values.
 
     A step asks which targets count and whether its loss is finite, which tensors without data cannot say: it is

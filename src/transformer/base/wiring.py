@@ -17,8 +17,8 @@ from .sockets import Context, Layer, NormConfig, State, WiringConfig
 class Dropout(nn.Module):
     """Set each entry to zero with probability `p` while training, and scale the others by 1/(1 − p) (§5.4, ref. 33).
 
-    PyTorch's own on a GPU and where a compiler makes it. On a CPU that one draws a float for every entry, which takes a tenth of a training step;
-    here an entry costs 16 random bits, so p is rounded to a multiple of 2⁻¹⁶.
+    PyTorch's own on a GPU, and wherever it is compiled. On a CPU that one draws a float for every entry, which takes
+    a tenth of a training step; here an entry costs 16 random bits, so p is rounded to a multiple of 2⁻¹⁶.
     """
 
     def __init__(self, p: float) -> None:

@@ -22,7 +22,7 @@ from ..training.config import TrainingConfig
 from ..training.objective import Causal, SequenceToSequence
 from ..training.optimizer import AdamConfig, AdamWConfig
 from ..training.schedule import Constant, Cosine, Noam, WarmupStableDecay
-from ..utils.codec import ConfigError, decode, encode, show, suggest
+from ..utils.codec import ConfigError, child, decode, encode, show, suggest
 from ..utils.layering import Layers, read_layers
 
 NOWHERE: Mapping[str, str] = MappingProxyType({})
@@ -174,6 +174,11 @@ def decode_run(data: Mapping[str, Any], origin: Mapping[str, str]) -> RunConfig:
                 f"model.family{where}: must be one of {', '.join(FAMILIES)}, got {show(family)}{near}"
             )
         settings = {key: value for key, value in model.items() if key != "family"}
+        known = ["family", *(entry.name for entry in fields(SECTIONS[family]))]
+        for key in settings.keys() - set(known):
+            near = suggest(str(key), known) or f" (allowed: {', '.join(known)})"
+            path = child("model", key)
+            raise ConfigError(f"{path} ({origin.get(path, 'given')}): unknown key{near}")
         data = {**data, "model": {"kind": family, **settings}}
         feed = data.get("data", {})
         if isinstance(feed, Mapping) and "kind" not in feed:
