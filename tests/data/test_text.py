@@ -244,4 +244,4 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["byte", "bpe", "character"])
 def test_memory_is_the_same_for_200_megabytes(kind: str, tmp_path: Path) -> None:
-    assert growth(kind, tmp_path, (40_000_000, 200_000_000)) < 20_000  # KiB
+    assert growth(kind, tmp_path, (40_000_000, 200_000_000)) < 48_000  # KiB, for 160 MB more

@@ -16,7 +16,7 @@ from transformer.run.config import SECTIONS
 from transformer.training.checkpoint import CheckpointStore
 from transformer.training.step import TrainingStep
 
-WORDS = "ein hund und eine katze laufen durch den schnee im park mann frau kind spielt ball".split()
+WORDS = ["ein", "hund", "und", "eine", "katze", "laufen", "durch", "den", "schnee", "mann", "frau", "kind"]
 
 
 def write_corpus(folder: Path) -> Path:
@@ -57,7 +57,8 @@ def works(config: RunConfig, layers, folder: Path) -> bool:
     return True
 
 
-def run(tmp_path: Path, *, count: int, seed: int) -> list[Outcome]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, count: int, seed: int) -> list[Outcome]:
+    monkeypatch.chdir(tmp_path)  # a fuzzed path must not be written where the tests are run
     (tmp_path / "corpus").mkdir()
     base = base_config(write_corpus(tmp_path / "corpus"))
     return list(
@@ -75,8 +76,8 @@ def run(tmp_path: Path, *, count: int, seed: int) -> list[Outcome]:
     )
 
 
-def test_300_fuzzed_runs(tmp_path: Path) -> None:
-    outcomes = run(tmp_path, count=300, seed=0)
+def test_300_fuzzed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = run(tmp_path, monkeypatch, count=300, seed=0)
     refused = sum(outcome.refusal is not None for outcome in outcomes)
     assert 0.4 < refused / len(outcomes) < 0.95
     assert all(outcome.refusal is None for outcome in outcomes if not outcome.damage)
@@ -84,6 +85,6 @@ def test_300_fuzzed_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_2000_fuzzed_runs(tmp_path: Path) -> None:
-    outcomes = run(tmp_path, count=2000, seed=1)
+def test_2000_fuzzed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = run(tmp_path, monkeypatch, count=2000, seed=1)
     assert 0.4 < sum(outcome.refusal is not None for outcome in outcomes) / len(outcomes) < 0.95

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -17,20 +18,30 @@ from ..data import Tokenizer
 from ..generation import beam_search
 from .taps import trace
 
-HEADS_A_ROW = 4
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+PANELS_A_ROW = 4
+LABEL_LENGTH = 16  # characters of a token that are shown
+TITLE_LENGTH = 110  # characters of a sentence that are shown
+_CELL = 0.19  # inches: a label of 7 points, and room around it
+_NARROWEST, _WIDEST = 1.5, 9.0  # inches of one panel, beyond which cells grow and shrink
+_TOP, _GAP = 0.75, 0.15  # inches above the first panels, and between panels
 
 
 @dataclass(frozen=True)
 class Alignment:
     """Cross-attention of one translation.
 
-    weights: `Float[l h t s]`, for each layer and head the weight that target token t gives source token s when
-    the token after t is predicted; `target` lists those predicted tokens.
+    weights: `Float[_ h t s]`, for each decoder layer and head the weight that each source token had when target
+    token t was written. `source` and `target` are these tokens as text, the end mark of each included.
     """
 
     source: tuple[str, ...]
     target: tuple[str, ...]
-    weights: Float[Tensor, "l h t s"]
+    weights: Float[Tensor, "_ h t s"]
 
 
 def align(model: EncoderDecoder, tokenizer: Tokenizer, sentence: str) -> Alignment:
@@ -51,84 +62,159 @@ def draw_translations(
     """Translate the sentences and draw their cross-attention, `attention-1.png` and so on, into `folder`.
 
     Beside each picture lies a `.json` with its numbers, for those who would rather compute or cannot see it.
-    ModuleNotFoundError naming the extra to install when matplotlib is missing.
+    ModuleNotFoundError naming the extra to install when matplotlib is missing; the numbers are written even so.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number, sentence in enumerate(sentences, start=1):
-        alignment = align(model, tokenizer, sentence)
-        path = folder / f"attention-{number}.png"
+    alignments = [align(model, tokenizer, sentence) for sentence in sentences]
+    paths = [folder / f"attention-{number}.png" for number in range(1, len(sentences) + 1)]
+    for alignment, path in zip(alignments, paths, strict=True):
+        write_numbers(alignment, path.with_suffix(".json"))
+    for alignment, path in zip(alignments, paths, strict=True):
         draw(alignment, path)
-        rounded = [
-            [[[round(w, 4) for w in row] for row in head] for head in layer]
-            for layer in alignment.weights.tolist()
-        ]
-        numbers = {
-            "source": alignment.source,
-            "target": alignment.target,
-            "weights[layer][head][target][source]": rounded,
-        }
-        path.with_suffix(".json").write_text(json.dumps(numbers, ensure_ascii=False) + "\n", encoding="utf-8")
-        paths.append(path)
     return paths
 
 
+def write_numbers(alignment: Alignment, path: Path) -> None:
+    """Write the tokens and the weights, to four decimals, as JSON; `weights` goes by layer, head, target, source."""
+    weights = torch.round(alignment.weights.double(), decimals=4).tolist()
+    numbers = {"source": alignment.source, "target": alignment.target, "weights": weights}
+    path.write_text(json.dumps(numbers, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def draw(alignment: Alignment, path: Path) -> None:
-    """Draw the mean over heads of the last layer large, and each of its heads small, as one PNG."""
+    """Draw the mean over the heads of every layer, and below it each head of the last layer, as one PNG.
+
+    A row is the target token being written, a column a source token; the darker, the larger the weight.
+    """
+    figure = figure_of(alignment)
+    with warnings.catch_warnings():  # a character that the font lacks is drawn as a box: no more need be said
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(path, bbox_inches="tight", pad_inches=0.15)
+
+
+def figure_of(alignment: Alignment) -> Figure:
+    """Return the figure that `draw` writes."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "figures need matplotlib; install it with: pip install 'transformer-from-scratch[viz]'",
             name=error.name,
         ) from None
-    n_layers, n_heads = alignment.weights.shape[:2]
-    rows = -(-n_heads // HEADS_A_ROW)
-    n_source, n_target = len(alignment.source), len(alignment.target)
-    width, height = max(4.0, 0.34 * n_source + 1.6), max(3.2, 0.3 * n_target + 1.4)
-    figure = Figure(figsize=(width * 1.9, max(height, 1.6 * rows)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    large, small = list(figure.subfigures(1, 2, squeeze=False, width_ratios=(1.0, 0.9))[0])
-    axes = large.subplots()
-    image = _matrix(
-        axes, alignment.weights[-1].mean(0), alignment, f"layer {n_layers}, mean of {n_heads} heads"
-    )
-    large.colorbar(image, ax=axes, shrink=0.6, label="attention weight")
-    grid = small.subplots(rows, HEADS_A_ROW, squeeze=False)
-    for index, panel in enumerate(grid.flat):
-        if index >= n_heads:
-            panel.set_visible(False)
-            continue
-        panel.imshow(alignment.weights[-1, index], cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        panel.set_title(f"head {index + 1}", fontsize=8)
-        panel.set_xticks([])
-        panel.set_yticks([])
-    figure.savefig(path)
+    last = len(alignment.weights)
+    means = [(f"layer {n}, mean of heads", w.mean(0)) for n, w in enumerate(alignment.weights, start=1)]
+    heads = [(f"layer {last}, head {n}", w) for n, w in enumerate(alignment.weights[-1], start=1)]
+    rows = [*_rows(means), *_rows(heads)]
+    sizes = _Sizes.of(alignment, columns=max(map(len, rows)), rows=len(rows))
+    figure = Figure(figsize=(sizes.figure_width, sizes.figure_height), dpi=110)
+    for row, panels in enumerate(rows):
+        for column, (title, weights) in enumerate(panels):
+            axes = figure.add_axes(sizes.panel(row, column))
+            image = _draw_panel(axes, title, weights)
+            _label(axes, alignment, left=column == 0)
+    bar = figure.colorbar(image, cax=figure.add_axes(sizes.bar()), ticks=[0, 0.05, 0.2, 0.5, 1])
+    bar.set_label("attention weight", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    _write_title(figure, alignment, sizes)
+    return figure
 
 
-def _matrix(axes: Any, weights: Float[Tensor, "t s"], alignment: Alignment, title: str) -> Any:
-    """Draw one matrix with the tokens at its sides."""
-    image = axes.imshow(weights, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(
-        range(len(alignment.source)), _plain(alignment.source), rotation=60, ha="right", fontsize=8
+@dataclass(frozen=True)
+class _Sizes:
+    """Where everything stands, in inches from the left and from the top."""
+
+    width: float  # of a panel
+    height: float
+    left: float  # room for the target's tokens
+    below: float  # room for the source's tokens
+    columns: int
+    rows: int
+
+    @classmethod
+    def of(cls, alignment: Alignment, columns: int, rows: int) -> _Sizes:
+        n_source, n_target = len(alignment.source), len(alignment.target)
+        cell = min(_CELL, _WIDEST / max(n_source, n_target))
+        longest = [max(len(_short(token)) for token in side) for side in (alignment.target, alignment.source)]
+        left, below = (0.2 + 0.07 * length for length in longest)
+        return cls(
+            max(_NARROWEST, cell * n_source), max(_NARROWEST, cell * n_target), left, below, columns, rows
+        )
+
+    @property
+    def figure_width(self) -> float:
+        return self.left + self.columns * (self.width + _GAP) + 1.0
+
+    @property
+    def figure_height(self) -> float:
+        return _TOP + self.rows * (self.height + self.below + 2 * _GAP)
+
+    def panel(self, row: int, column: int) -> tuple[float, float, float, float]:
+        """The place of a panel as matplotlib has it: left, bottom, width, height as shares of the figure."""
+        bottom = _TOP + row * (self.height + self.below + 2 * _GAP) + self.height
+        return self._place(self.left + column * (self.width + _GAP), bottom, self.width, self.height)
+
+    def bar(self) -> tuple[float, float, float, float]:
+        """The place of the scale of colours, at the right of the first row."""
+        return self._place(
+            self.left + self.columns * (self.width + _GAP), _TOP + self.height, 0.14, self.height
+        )
+
+    def _place(
+        self, left: float, bottom: float, width: float, height: float
+    ) -> tuple[float, float, float, float]:
+        across, down = self.figure_width, self.figure_height
+        return left / across, 1 - bottom / down, width / across, height / down
+
+
+def _rows(panels: list[tuple[str, Tensor]]) -> list[list[tuple[str, Tensor]]]:
+    return [panels[first : first + PANELS_A_ROW] for first in range(0, len(panels), PANELS_A_ROW)]
+
+
+def _draw_panel(axes: Axes, title: str, weights: Float[Tensor, "t s"]) -> AxesImage:
+    """Draw one matrix; the scale of colours is that of square roots, so that weights of a few percent are seen."""
+    from matplotlib.colors import PowerNorm
+
+    axes.set_title(title, fontsize=8)
+    norm = PowerNorm(0.5, 0, 1)
+    return axes.imshow(weights.numpy(), cmap="Blues", norm=norm, aspect="auto", interpolation="nearest")
+
+
+def _label(axes: Axes, alignment: Alignment, *, left: bool) -> None:
+    """Write the source's tokens below a panel and, where no other panel stands there, the target's at its left."""
+    axes.set_xticks(range(len(alignment.source)), [_short(token) for token in alignment.source])
+    axes.set_yticks(
+        range(len(alignment.target)), [_short(token) if left else "" for token in alignment.target]
     )
-    axes.set_yticks(range(len(alignment.target)), _plain(alignment.target), fontsize=8)
-    axes.set_xlabel("source token")
-    axes.set_ylabel("target token written")
-    axes.set_title(title, fontsize=9)
-    return image
+    axes.tick_params(length=2, labelsize=7)
+    axes.tick_params(axis="x", rotation=90)
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)  # a dollar sign in a token begins no formula
+
+
+def _write_title(figure: Figure, alignment: Alignment, sizes: _Sizes) -> None:
+    """Say what the columns and the rows are: the two sentences."""
+    source, target = (_sentence(tokens) for tokens in (alignment.source, alignment.target))
+    x, y = sizes.left / sizes.figure_width, 1 - 0.1 / sizes.figure_height
+    figure.text(
+        x, y, f"columns, source:  {source}\nrows, target:  {target}", va="top", fontsize=9, parse_math=False
+    )
+
+
+def _sentence(tokens: Sequence[str]) -> str:
+    text = "".join(tokens[:-1]).replace("▁", " ").strip()
+    return text if len(text) <= TITLE_LENGTH else text[: TITLE_LENGTH - 1] + "…"
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= LABEL_LENGTH else label[: LABEL_LENGTH - 1] + "…"
 
 
 def _labels(tokenizer: Tokenizer, tokens: Tensor) -> tuple[str, ...]:
-    """Each token as text; a blank that it begins with is shown as an underscore."""
-    labels = []
-    for token in tokens.tolist():
-        text = tokenizer.token_bytes(token).decode("utf-8", errors="replace")
-        labels.append("end" if token == tokenizer.eos else text.replace(" ", "_"))
-    return tuple(labels)
+    """Each token as text in which a blank is `▁`; bytes that are no whole character, and such, are `�`."""
+    special = {tokenizer.pad: "⟨pad⟩", tokenizer.bos: "⟨bos⟩", tokenizer.eos: "⟨eos⟩"}
 
+    def show(token: int) -> str:
+        text = tokenizer.token_bytes(token).decode("utf-8", errors="replace").replace(" ", "▁")
+        return "".join(c if c.isprintable() else "�" for c in text)
 
-def _plain(labels: Sequence[str]) -> list[str]:
-    """Labels that matplotlib shows as they are: a dollar sign would begin a formula."""
-    return [label.replace("$", r"\$") for label in labels]
+    return tuple(special.get(token) or show(token) for token in tokens.tolist())

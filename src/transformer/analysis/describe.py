@@ -27,41 +27,55 @@ def settings_table(data: Mapping[str, Any], origin: Mapping[str, str]) -> Table:
 
 
 def parts_tree(config: ModelConfig, model: nn.Module) -> Tree:
-    """Return the tree of a model's parts with their settings and numbers of weights; equal blocks are folded."""
-    tree = Tree(Text(f"{config.kind}  {_weights(model)}"))
+    """Return the tree of a model's parts with their settings and numbers of weights; equal blocks are folded.
+
+    The weights of a part are its own, so those of the parts of a block add up to the block's; the norms around its
+    parts are counted together. The map to logits has no line: it is the embedding, or is in the model's sum only.
+    """
+    tree = Tree(_line("model", config, _count(model)))
     _grow(tree, config, model)
     return tree
 
 
-def _grow(tree: Tree, config: Any, model: nn.Module | None) -> None:
-    """Add the parts of a config below its node; `model` holds the modules of the same names."""
-    for entry in fields(config):
-        value = getattr(config, entry.name)
-        child = getattr(model, entry.name, None) if model is not None else None
-        module = child if isinstance(child, nn.Module) else None
+def _grow(tree: Tree, config: Any, module: nn.Module | None) -> None:
+    """Add the parts of a config below its node; `module` is what it was built into."""
+    values = {entry.name: getattr(config, entry.name) for entry in fields(config)}
+    modules = {name: _find(module, name) for name in values}
+    counts = {name: _count(found) for name, found in modules.items() if found is not None}
+    if module is not None and "norm" not in counts:  # the norms of a block stand in the wirings of its parts
+        counts["norm"] = _count(module) - sum(counts.values())
+    for name, value in values.items():
         if isinstance(value, tuple):
-            for first, last in _runs(value):
-                name = (
-                    f"{entry.name} {first + 1}"
-                    if first == last
-                    else f"{entry.name} {first + 1}-{last + 1}, each"
-                )
-                block = module[first] if isinstance(module, nn.ModuleList) else None
-                _grow(tree.add(_line(name, value[first], block)), value[first], block)
+            _grow_blocks(tree, name, value, modules[name])
         elif is_dataclass(value):
-            _grow(tree.add(_line(entry.name, value, module)), value, getattr(module, "branch", module))
+            _grow(tree.add(_line(name, value, counts.get(name))), value, modules[name])
 
 
-def _line(name: str, config: Any, module: nn.Module | None) -> Text:
+def _grow_blocks(tree: Tree, name: str, blocks: tuple[Any, ...], modules: nn.Module | None) -> None:
+    """Add each run of equal blocks as one."""
+    for first, last in _runs(blocks):
+        numbers = f"{first + 1}" if first == last else f"{first + 1}–{last + 1}, each"
+        module = modules[first] if isinstance(modules, nn.ModuleList) else None
+        count = None if module is None else _count(module)
+        _grow(tree.add(_line(f"{name} {numbers}", blocks[first], count)), blocks[first], module)
+
+
+def _find(module: nn.Module | None, name: str) -> nn.Module | None:
+    """Return the module of a part, taken out of the wiring around it."""
+    found = getattr(module, name, None)
+    return getattr(found, "branch", found) if isinstance(found, nn.Module) else None
+
+
+def _line(name: str, config: Any, weights: int | None) -> Text:
     """A part in one line: its place, its kind, its own settings and its weights."""
-    own = [(f.name, getattr(config, f.name)) for f in fields(config)]
-    plain = ", ".join(f"{n} {_show(v)}" for n, v in own if not is_dataclass(v) and not isinstance(v, tuple))
-    line = Text.assemble((name, "bold"), f": {config.kind}", f" ({plain})" if plain else "")
-    return line.append(f"  {_weights(module)}" if module is not None else "", style="cyan")
+    own = [(entry.name, getattr(config, entry.name)) for entry in fields(config)]
+    plain = [f"{key} {_show(v)}" for key, v in own if not is_dataclass(v) and not isinstance(v, tuple)]
+    line = Text.assemble((name, "bold"), f": {config.kind}", f" ({', '.join(plain)})" if plain else "")
+    return line.append(f"  {weights:,} weights" if weights else "", style="cyan")
 
 
-def _weights(module: nn.Module) -> str:
-    return f"{sum(parameter.numel() for parameter in module.parameters()):,} weights"
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _runs(items: tuple[Any, ...]) -> Iterator[tuple[int, int]]:
@@ -83,10 +97,7 @@ def _leaves(data: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _show(value: Any) -> str:
-    return (
-        "null"
-        if value is None
-        else repr(value)
-        if isinstance(value, str) and not value.strip()
-        else str(value)
-    )
+    """Write a value as a configuration file does; a text of blanks alone is quoted, so that it is seen."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value) if isinstance(value, str) and not value.strip() else str(value)

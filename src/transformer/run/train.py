@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..analysis.attention_figure import draw_translations
 from ..analysis.cost import count_parameters
 from ..base.transformer import EncoderDecoder
-from ..data import ParallelCorpus, TextCorpus
+from ..data import ParallelCorpus, TextCorpus, TextData
 from ..evaluation import Report, evaluate_pairs, evaluate_text, report
 from ..generation import Sampling, continue_text, translate
 from ..interop import model_file
@@ -91,7 +92,27 @@ def build_parts(config: RunConfig, origin: Mapping[str, str] = NOWHERE) -> Parts
         require_memory(architecture)
     torch.manual_seed(derive_seed(config.training.seed, "init"))
     model = build(architecture, execution).to("cuda" if torch.cuda.is_available() else "cpu")
+    with located("model", origin):
+        require_length(model, corpus, config)
     return Parts(config, corpus, model, objective)
+
+
+def require_length(model: Model, corpus: Corpus, config: RunConfig) -> None:
+    """Refuse data longer than the model can number, before training instead of in the middle of it."""
+    stack = model.decoder if isinstance(model, EncoderDecoder) else model.stack
+    limit, longest = stack.position.max_seq_len, 0
+    if isinstance(config.data, TextData):
+        longest = config.data.context
+    elif isinstance(corpus, ParallelCorpus):
+        for split in corpus.splits:
+            widths = np.maximum(*corpus.pairs(split).widths())
+            kept = widths[widths <= config.data.max_length] if split == "train" else widths
+            longest = max(longest, int(kept.max(initial=0)))
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"max_seq_len {limit} is less than the {longest} tokens of the longest sequence in the data; "
+            f"set model.max_seq_len: {longest} or more"
+        )
 
 
 @dataclass(frozen=True)
