@@ -88,7 +88,7 @@ def main(name: str) -> None:
     ctypes.CDLL(None).malloc_trim(0)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
-    train(preset, steps=3)
+    train(preset, steps=2)
     sys.stdout.write(f"{resident('VmHWM') - before}\n")
 
 

@@ -41,8 +41,8 @@ class _ModelFile:
 def load(path: str | Path, *, ema: bool = True) -> Model:
     """Return the model of a checkpoint, in eval mode and on the CPU.
 
-    path: a run folder, whose best checkpoint is taken, or the newest where none was scored; or one checkpoint's
-    folder (`…/checkpoints/step-00000500`). ema: take the moving average of the weights where there is one,
+    path: a run folder: of a finished run the weights that it was judged by (`export/`), else the best checkpoint, or
+    the newest where none was scored; or one checkpoint's folder (`…/checkpoints/step-00000500`). ema: take the moving average of the weights where there is one,
     which is what training evaluates; false takes the weights that training left off at.
 
     ValueError in one line for anything else, naming the file, key or tensor and what it should have been.
@@ -75,6 +75,8 @@ def _open(path: Path) -> Checkpoint:
     """Open the checkpoint that a path means."""
     if (path / MANIFEST).exists():
         return CheckpointStore(path.parent).open(path)
+    if (path / "export" / "checkpoints").is_dir():  # the weights that a finished run was judged by
+        path = path / "export"
     if not (path / "checkpoints").is_dir():
         raise CheckpointError(_explain_nothing(path))
     store = CheckpointStore(path)
