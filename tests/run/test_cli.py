@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -144,13 +145,14 @@ def test_help_needs_no_pytorch_and_is_quick() -> None:
     code = "import sys; from transformer.cli import run; run(['--help']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, stdout=subprocess.DEVNULL)
     seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
             [sys.executable, "-m", "transformer", "--help"],
             env=environment,
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) <= 0.4
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(seconds) <= 0.4, "processor time, which other work on the machine does not lengthen"

@@ -42,8 +42,9 @@ def load(path: str | Path, *, ema: bool = True) -> Model:
     """Return the model of a checkpoint, in eval mode and on the CPU.
 
     path: a run folder: of a finished run the weights that it was judged by (`export/`), else the best checkpoint, or
-    the newest where none was scored; or one checkpoint's folder (`…/checkpoints/step-00000500`). ema: take the moving average of the weights where there is one,
-    which is what training evaluates; false takes the weights that training left off at.
+    the newest where none was scored; or one checkpoint's folder (`…/checkpoints/step-00000500`). ema: take the moving
+    average of the weights where there is one, which is what training evaluates; false takes the weights that training
+    left off at.
 
     ValueError in one line for anything else, naming the file, key or tensor and what it should have been.
     """
