@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -83,12 +82,15 @@ def test_weights_of_any_length_sum_to_one_under_rope(length: int) -> None:
         assert (weights.triu(1) == 0).all()
 
 
-def test_a_query_that_sees_nothing_has_no_weights() -> None:
-    model = GPT(**DIMS)  # type: ignore[arg-type]
-    real = torch.tensor([[0, 0, 1, 1, 1]])
-    (weights, _) = trace(model, torch.randint(61, (1, 5)), real, taps="*.weights").values()
-    assert (weights[:, :, :2] == 0).all() and (weights[..., :2] == 0).all()
-    torch.testing.assert_close(weights[:, :, 2:].sum(-1), torch.ones(1, 3, 3))
+@each_kernel
+def test_a_query_that_sees_nothing_has_no_weights(kernel: object) -> None:
+    model, (source, target, real) = pair(kernel)
+    real[1] = False
+    seen = trace(model, source, target, real, taps=("encoder.*.weights", "*.cross_attention.*.weights"))
+    assert len(seen) == 4
+    for weights in seen.values():
+        assert (weights[1] == 0).all()
+        torch.testing.assert_close(weights[[0, 2]].sum(-1), torch.ones_like(weights[[0, 2], ..., 0]))
 
 
 def test_only_what_is_asked_for_is_kept() -> None:
@@ -101,8 +103,12 @@ def test_what_is_kept_does_not_change_later() -> None:
     model, inputs = pair()
     seen = trace(model, *inputs, taps="encoder.blocks.0")["encoder.blocks.0"]
     outputs: list[Tensor] = []
+
+    def spoil(_: object, inputs: tuple[Tensor, ...]) -> None:
+        inputs[0].zero_()
+
     model.eval().encoder.blocks[0].register_forward_hook(lambda *call: outputs.append(call[-1]))  # type: ignore[union-attr,index]
-    model.encoder.blocks[1].register_forward_pre_hook(lambda _, args: args[0].zero_())  # type: ignore[union-attr,index]
+    model.encoder.blocks[1].register_forward_pre_hook(spoil)  # type: ignore[union-attr,index]
     with torch.no_grad():
         model(*inputs)
     assert (outputs[0] == 0).all() and seen.abs().sum() > 0
@@ -140,7 +146,7 @@ def test_an_unknown_address_is_refused_with_the_nearest(taps: str | tuple[str, .
         trace(model, *inputs, taps=taps)
 
 
-@pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager")], ids=["compiled"])
-def test_a_compiled_model_is_read_through(wrap: Callable[[Model], Model]) -> None:
+def test_a_compiled_model_is_read_through() -> None:
     model, inputs = pair()
-    assert trace(wrap(model), *inputs).keys() == trace(model, *inputs).keys()
+    compiled = torch.compile(model, backend="eager")
+    assert trace(compiled, *inputs).keys() == trace(model, *inputs).keys()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from ..generation import evaluating
 from ..models import Model
 
 
-def trace(model: Model, *inputs: Tensor | None, taps: str | Sequence[str] = "*") -> dict[str, Tensor]:
+def trace(model: nn.Module, *inputs: Tensor | None, taps: str | Sequence[str] = "*") -> dict[str, Tensor]:
     """Run `model(*inputs)` without dropout and gradients, and return what the taps saw, in the order of the call.
 
     taps: patterns of addresses, in which `*` stands for any text: `*.weights` is every attention's weights
@@ -35,12 +35,11 @@ def trace(model: Model, *inputs: Tensor | None, taps: str | Sequence[str] = "*")
 
     ValueError for a pattern that no address matches, naming the nearest address.
     """
-    model = getattr(
-        model, "_orig_mod", model
-    )  # what torch.compile wraps: a compiled graph has no modules to tap
+    # what torch.compile makes is a graph, which has no modules to tap: go by the model that it was made of
+    plain = cast(Model, getattr(model, "_orig_mod", model))
     recorder = _Recorder((taps,) if isinstance(taps, str) else tuple(taps))
-    with evaluating(model), observing(model, recorder):
-        model.forward(*inputs)  # type: ignore[arg-type]
+    with evaluating(plain), observing(plain, recorder):
+        plain.forward(*inputs)  # type: ignore[arg-type]
     for pattern in recorder.patterns:
         if not any(fnmatchcase(address, pattern) for address in recorder.addresses):
             near = get_close_matches(pattern, recorder.addresses, n=1, cutoff=0)
