@@ -86,10 +86,9 @@ def draw(alignment: Alignment, path: Path) -> None:
 
     A row is the target token being written, a column a source token; the darker, the larger the weight.
     """
-    figure = figure_of(alignment)
     with warnings.catch_warnings():  # a character that the font lacks is drawn as a box: no more need be said
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(path, bbox_inches="tight", pad_inches=0.15)
+        figure_of(alignment).savefig(path, bbox_inches="tight", pad_inches=0.15)
 
 
 def figure_of(alignment: Alignment) -> Figure:
@@ -134,8 +133,7 @@ class _Sizes:
     def of(cls, alignment: Alignment, columns: int, rows: int) -> _Sizes:
         n_source, n_target = len(alignment.source), len(alignment.target)
         cell = min(_CELL, _WIDEST / max(n_source, n_target))
-        longest = [max(len(_short(token)) for token in side) for side in (alignment.target, alignment.source)]
-        left, below = (0.2 + 0.07 * length for length in longest)
+        left, below = (0.2 + _widest(side) for side in (alignment.target, alignment.source))
         return cls(
             max(_NARROWEST, cell * n_source), max(_NARROWEST, cell * n_target), left, below, columns, rows
         )
@@ -164,6 +162,17 @@ class _Sizes:
     ) -> tuple[float, float, float, float]:
         across, down = self.figure_width, self.figure_height
         return left / across, 1 - bottom / down, width / across, height / down
+
+
+def _widest(labels: Sequence[str]) -> float:
+    """Return the width in inches of the widest label."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(dpi=72)
+    FigureCanvasAgg(figure)
+    texts = [figure.text(0, 0, _short(label), fontsize=7, parse_math=False) for label in set(labels)]
+    return max(text.get_window_extent().width for text in texts) / 72
 
 
 def _rows(panels: list[tuple[str, Tensor]]) -> list[list[tuple[str, Tensor]]]:
