@@ -63,7 +63,8 @@ def _costs(config: RunConfig, parts: Parts) -> list[str]:
         f"parameters        {count_parameters(parts.model):,}",
         f"FLOPs per token   {flops.forward_per_token:,.0f} forward, {flops.training_per_token:,.0f} training",
         f"largest batch     {shape.rows} rows of {shape.length} tokens to predict{reading}",
-        f"training memory   {memory.peak / 2**20:,.0f} MiB at the peak of a step ({', '.join(sizes)})",
+        f"training memory   {memory.peak / 2**20:,.0f} MiB of tensors at the peak of a step ({', '.join(sizes)}); "
+        "the process takes more: PyTorch itself, and freed memory that the allocator keeps",
     ]
 
 

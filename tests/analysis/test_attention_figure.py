@@ -141,6 +141,7 @@ def test_both_sides_are_labelled_with_the_tokens() -> None:
     assert "attention weight" in titles
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
 def test_hostile_tokens_are_drawn_as_text(tmp_path: Path) -> None:
     tokens = ["$\\frac{", "$x$", "</script>", "x" * 10_000, "漢字", "⟨eos⟩"]
     with warnings.catch_warnings():

@@ -17,8 +17,9 @@ from ..models import ModelConfig
 def settings_table(data: Mapping[str, Any], origin: Mapping[str, str]) -> Table:
     """Return every setting of a run, its value, and where that was written: `file:line`, `--key` or `default`."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
-    for title in ("setting", "value", "from"):
-        table.add_column(title, overflow="fold")
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("from", overflow="fold")
     for path, value in _leaves(data, ""):
         where = origin.get(path, "default")
         style = "dim" if where == "default" else ""
