@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from transformer.base import scaled_dot_product_attention
 from transformer.base.attention import CrossAttentionConfig, MultiHeadAttentionConfig
 from transformer.base.embedding import EmbeddingConfig
@@ -32,9 +31,11 @@ from transformer.base.sockets import (
 from transformer.base.stack import BlockConfig, StackConfig
 from transformer.base.transformer import EncoderDecoderConfig
 from transformer.base.wiring import PostNormConfig
-from transformer.enhancements import CATALOG, fused_attention
 from transformer.enhancements.feed_forward.gelu import GELUFeedForwardConfig
+from transformer.enhancements.feed_forward.glu import GatedFeedForwardConfig
 from transformer.models import DecoderOnlyConfig, Model, ModelConfig, build
+
+from transformer.enhancements import CATALOG, fused_attention
 
 VOCAB, WIDTH, HEADS, LAYERS = 11, 12, 3, 2
 SMALL: dict[str, Any] = {"n_heads": HEADS, "d_ff": 20, "max_seq_len": 40, "dropout": 0.2}
@@ -44,6 +45,9 @@ OTHER_FORMS = (
     MultiHeadAttentionConfig(HEADS, dropout=0.2, bias=True),
     MultiHeadAttentionConfig(1),
     GELUFeedForwardConfig(20, bias=False, form="tanh"),
+    GELUFeedForwardConfig(20, form="quick"),
+    GatedFeedForwardConfig(20, dropout=0.2, bias=True, activation="gelu"),
+    GatedFeedForwardConfig(20, activation="identity"),
     EmbeddingConfig(scaled=False),
 )
 """Parts with other values than their defaults, to be held to the same properties."""

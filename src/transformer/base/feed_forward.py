@@ -40,13 +40,19 @@ class FeedForward(Layer):
 
 
 @dataclass(frozen=True)
-class ReluFeedForwardConfig(FeedForwardConfig):
-    """The feed-forward network of §3.3."""
+class PlainFeedForwardConfig(FeedForwardConfig):
+    """Two linear maps and a non-linearity, as data: what such networks share, whichever the non-linearity."""
 
-    kind: ClassVar[str] = "feed_forward"
     d_ff: Annotated[int, Ge(1)] = 2048
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     bias: bool = True
+
+
+@dataclass(frozen=True)
+class ReluFeedForwardConfig(PlainFeedForwardConfig):
+    """The feed-forward network of §3.3."""
+
+    kind: ClassVar[str] = "feed_forward"
 
     def build(self, d_model: int) -> FeedForward:
         return FeedForward(d_model, self.d_ff, self.dropout, self.bias)

@@ -17,7 +17,12 @@ from ..base.sockets import Config
 from ..base.stack import BlockConfig, StackConfig
 from ..base.transformer import XavierConfig
 from ..base.wiring import PostNormConfig, PreNormConfig
+from .architecture.stochastic_depth import StochasticDepthConfig
 from .feed_forward.gelu import GELUFeedForwardConfig
+from .feed_forward.glu import GatedFeedForwardConfig
+from .feed_forward.mish import MishFeedForwardConfig
+from .feed_forward.relu_squared import ReLUSquaredFeedForwardConfig
+from .feed_forward.silu import SiLUFeedForwardConfig
 from .initialization import GPT2Config
 from .normalization.rms_norm import RMSNormConfig
 from .position.rope import RotaryPositionConfig
@@ -32,6 +37,10 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             # feed-forward
             ReluFeedForwardConfig,
             GELUFeedForwardConfig,
+            ReLUSquaredFeedForwardConfig,
+            SiLUFeedForwardConfig,
+            MishFeedForwardConfig,
+            GatedFeedForwardConfig,
             # position
             NoPositionConfig,
             SinusoidalPositionConfig,
@@ -44,6 +53,7 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             # wiring
             PostNormConfig,
             PreNormConfig,
+            StochasticDepthConfig,
             # initialization
             XavierConfig,
             GPT2Config,

@@ -16,6 +16,11 @@ from ..base.sockets import Config, Enhancement, Execution
 from .attention.fused import fused_attention
 from .compose import enhance
 from .feed_forward.gelu import gelu
+from .feed_forward.glu import bilinear, geglu, glu, reglu, swiglu
+from .feed_forward.mish import mish
+from .feed_forward.relu_squared import relu_squared
+from .feed_forward.silu import silu
+from .no_bias import no_bias
 from .normalization.pre_norm import pre_norm
 from .normalization.rms_norm import rms_norm
 from .position.rope import rope
@@ -31,7 +36,17 @@ class Switches(TypedDict, total=False):
     use_pre_norm: bool
     use_rms_norm: bool
     use_rope: bool
+    use_no_bias: bool
     use_gelu: bool
+    use_quick_gelu: bool
+    use_relu_squared: bool
+    use_silu: bool
+    use_mish: bool
+    use_glu: bool
+    use_bilinear: bool
+    use_reglu: bool
+    use_geglu: bool
+    use_swiglu: bool
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,20 @@ SWITCHES: Mapping[str, Switch] = MappingProxyType(
         "use_pre_norm": Switch("normalize the input of each sub-layer (arXiv 2002.04745)", pre_norm()),
         "use_rms_norm": Switch("RMSNorm in place of LayerNorm (arXiv 1910.07467)", rms_norm()),
         "use_rope": Switch("rotary positions in place of the stack's scheme (arXiv 2104.09864)", rope()),
-        "use_gelu": Switch("GELU in place of ReLU (arXiv 1606.08415)", gelu()),
+        # before the gates, which look at the biases of the network whose number of parameters they match
+        "use_no_bias": Switch("no biases in linear maps (arXiv 2204.02311)", no_bias()),
+        "use_gelu": Switch("GELU in place of another activation (arXiv 1606.08415)", gelu()),
+        "use_quick_gelu": Switch("GELU as x·σ(1.702x) (arXiv 1606.08415)", gelu("quick")),
+        "use_relu_squared": Switch("the square of ReLU as activation (arXiv 2109.08668)", relu_squared()),
+        "use_silu": Switch("SiLU, or Swish, as activation (arXiv 1710.05941)", silu()),
+        "use_mish": Switch("Mish as activation (arXiv 1908.08681)", mish()),
+        "use_glu": Switch("feed-forward gated by a sigmoid, as many parameters (arXiv 2002.05202)", glu()),
+        "use_bilinear": Switch(
+            "feed-forward gated linearly, as many parameters (arXiv 2002.05202)", bilinear()
+        ),
+        "use_reglu": Switch("feed-forward gated by ReLU, as many parameters (arXiv 2002.05202)", reglu()),
+        "use_geglu": Switch("feed-forward gated by GELU, as many parameters (arXiv 2002.05202)", geglu()),
+        "use_swiglu": Switch("feed-forward gated by SiLU, as many parameters (arXiv 2002.05202)", swiglu()),
         "use_flash_attention": Switch(
             "attention by PyTorch's fused kernels (arXiv 2205.14135)",
             execution=lambda execution: replace(execution, kernel=fused_attention),

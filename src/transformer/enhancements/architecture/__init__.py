@@ -1,0 +1,1 @@
+"""Architecture: other ways to put blocks together."""
