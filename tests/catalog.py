@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformer.base import scaled_dot_product_attention
+
 from transformer.base.attention import CrossAttentionConfig, MultiHeadAttentionConfig
 from transformer.base.embedding import EmbeddingConfig
 from transformer.base.feed_forward import ReluFeedForwardConfig
@@ -31,28 +31,70 @@ from transformer.base.sockets import (
 from transformer.base.stack import BlockConfig, StackConfig
 from transformer.base.transformer import EncoderDecoderConfig
 from transformer.base.wiring import PostNormConfig
+from transformer.enhancements import CATALOG, naive_attention, replace_parts, sdpa_attention
+from transformer.enhancements.attention.grouped_query import GroupedQueryAttentionConfig
+from transformer.enhancements.attention.linear import LinearAttentionConfig
+from transformer.enhancements.attention.multi_head_latent import MultiHeadLatentAttentionConfig
+from transformer.enhancements.attention.sliding_window import SlidingWindowAttentionConfig
 from transformer.enhancements.feed_forward.gelu import GELUFeedForwardConfig
 from transformer.enhancements.feed_forward.glu import GatedFeedForwardConfig
+from transformer.enhancements.normalization.deep_norm import DeepNormConfig
+from transformer.enhancements.normalization.dynamic_tanh import DynamicTanhConfig
+from transformer.enhancements.normalization.group_norm import GroupNormConfig
+from transformer.enhancements.normalization.layer_scale import LayerScaleConfig
+from transformer.enhancements.normalization.post_sublayer_norm import PostSublayerNormConfig
+from transformer.enhancements.normalization.resi_dual import ResiDualConfig, ResiDualNormConfig, resi_dual
+from transformer.enhancements.normalization.rms_norm import RMSNormConfig
+from transformer.enhancements.normalization.sandwich_norm import SandwichNormConfig
+from transformer.enhancements.normalization.scale_norm import ScaleNormConfig
+from transformer.enhancements.normalization.unit_offset_rms_norm import UnitOffsetRMSNormConfig
+from transformer.enhancements.position.rope import RotaryPositionConfig
 from transformer.models import DecoderOnlyConfig, Model, ModelConfig, build
 
-from transformer.enhancements import CATALOG, fused_attention
-
 VOCAB, WIDTH, HEADS, LAYERS = 11, 12, 3, 2
-SMALL: dict[str, Any] = {"n_heads": HEADS, "d_ff": 20, "max_seq_len": 40, "dropout": 0.2}
+SMALL: dict[str, Any] = {
+    "n_heads": HEADS,
+    "d_ff": 20,
+    "max_seq_len": 40,
+    "n_groups": 3,
+    "n_features": 5,
+    "gate_rank": 3,
+    "alpha": 1.7,
+    "beta": 0.6,
+    "dropout": 0.2,
+    "window": 5,
+    "kv_rank": 6,
+    "d_content": 4,
+    "d_rotary": 2,
+    "d_value": 5,  # two windows see every token
+}
 """The values of the fields that a part may have, sized for tests; a part's other fields keep their defaults."""
+
+MEETING: tuple[tuple[type[NormConfig], type[WiringConfig]], ...] = (
+    (ScaleNormConfig, SandwichNormConfig),
+    (GroupNormConfig, PostSublayerNormConfig),
+    (DynamicTanhConfig, LayerScaleConfig),
+    (UnitOffsetRMSNormConfig, DeepNormConfig),
+)
+"""A norm and a wiring that are proved in the same models, to save time."""
 
 OTHER_FORMS = (
     MultiHeadAttentionConfig(HEADS, dropout=0.2, bias=True),
     MultiHeadAttentionConfig(1),
+    GroupedQueryAttentionConfig(6, 2, d_head=4, dropout=0.2, bias=True, out_bias=False, scale=0.3),
+    GroupedQueryAttentionConfig(4, 1, qk_norm=RMSNormConfig(), soft_cap=1.5, sinks=True),
+    SlidingWindowAttentionConfig(4, 2, qk_norm=LayerNormConfig(), sinks=True, window=5),
+    MultiHeadLatentAttentionConfig(2, 5, q_rank=7, d_content=3, d_rotary=4, d_value=6),
     GELUFeedForwardConfig(20, bias=False, form="tanh"),
     GELUFeedForwardConfig(20, form="quick"),
     GatedFeedForwardConfig(20, dropout=0.2, bias=True, activation="gelu"),
     GatedFeedForwardConfig(20, activation="identity"),
+    BlockConfig(LinearAttentionConfig(HEADS, True), None, position=RotaryPositionConfig()),
     EmbeddingConfig(scaled=False),
 )
 """Parts with other values than their defaults, to be held to the same properties."""
 
-KERNELS = (scaled_dot_product_attention, fused_attention)
+KERNELS = (naive_attention, sdpa_attention)
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
 
 
@@ -92,6 +134,12 @@ def encoder_decoder(encoder: LayerConfig, decoder: LayerConfig, **options: Any) 
     return EncoderDecoderConfig(VOCAB, WIDTH, stacks[0], stacks[1], **options)
 
 
+def company(part: Config) -> dict[str, Config]:
+    """The parts of its block that `part` is proved together with."""
+    wirings = {"wiring": small(wiring) for norm, wiring in MEETING if type(part) is norm}
+    return wirings or {"norm": small(norm) for norm, wiring in MEETING if type(part) is wiring}
+
+
 def models_with(part: Config) -> tuple[ModelConfig, ...]:
     """The models that hold `part`: a decoder and an encoder-decoder, where both are possible."""
     cross = CrossAttentionConfig(HEADS)
@@ -101,6 +149,9 @@ def models_with(part: Config) -> tuple[ModelConfig, ...]:
         return (decoder_only(part), encoder_decoder(part, replace(part, cross_attention=cross)))
     if isinstance(part, StackConfig):
         return (DecoderOnlyConfig(VOCAB, WIDTH, part),)
+    if isinstance(part, ResiDualConfig | ResiDualNormConfig):  # the two only work together
+        plain = models_with(PostNormConfig(0.2))
+        return tuple(replace_parts(resi_dual()(model), type(part), lambda _: part) for model in plain)
     sockets: dict[type[Config], str] = {
         MixerConfig: "mixer",
         FeedForwardConfig: "feed_forward",
@@ -109,8 +160,10 @@ def models_with(part: Config) -> tuple[ModelConfig, ...]:
     }
     for socket, name in sockets.items():
         if isinstance(part, socket):
-            block = decoder_block(**{name: part})
-            return (decoder_only(block), encoder_decoder(block, replace(block, cross_attention=cross)))
+            block = decoder_block(**company(part), **{name: part})
+            # what reads from left to right only cannot stand in an encoder
+            encoder = decoder_block(**company(part)) if getattr(part, "causal_only", False) else block
+            return (decoder_only(block), encoder_decoder(encoder, replace(block, cross_attention=cross)))
     options = {
         PositionConfig: "position",
         EmbeddingConfig: "embedding",

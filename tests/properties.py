@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.catalog import VOCAB, make
-from transformer.base import AuxiliaryLosses, scaled_dot_product_attention
+from transformer.base import AuxiliaryLosses
 from transformer.base.sockets import Execution, Kernel
 from transformer.base.transformer import EncoderDecoder
+from transformer.enhancements import naive_attention
 from transformer.models import DecoderOnly, DecoderOnlyConfig, Model, ModelConfig
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -262,7 +263,7 @@ def value_and_gradients(model: Model, x: Tensor, weight: float = 1.0) -> tuple[T
     return loss.detach(), gradients
 
 
-def check_checkpointing(config: ModelConfig, kernel: Kernel = scaled_dot_product_attention) -> None:
+def check_checkpointing(config: ModelConfig, kernel: Kernel = naive_attention) -> None:
     """Recomputing activations changes no bit of the loss or of any gradient, dropout included."""
     plain = Execution(kernel)
     results = []
@@ -275,7 +276,7 @@ def check_checkpointing(config: ModelConfig, kernel: Kernel = scaled_dot_product
     assert all(torch.equal(gradients[name], others[name]) for name in gradients)
 
 
-def check_gradients(config: ModelConfig, kernel: Kernel = scaled_dot_product_attention) -> None:
+def check_gradients(config: ModelConfig, kernel: Kernel = naive_attention) -> None:
     """Autograd agrees with finite differences for the embedded input and every parameter."""
     model = make(config, Execution(kernel))
     names, values = zip(*model.named_parameters(), strict=True)

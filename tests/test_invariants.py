@@ -10,10 +10,9 @@ import torch
 from tests import properties
 from tests.catalog import EVERY, ROWS, VOCAB, each, each_kernel, make
 from tests.properties import ARRANGEMENTS, LENGTH, leaf_embeddings, reached, tokens
-from transformer.base.attention import scaled_dot_product_attention
 from transformer.base.sockets import Execution, Kernel
 from transformer.base.transformer import EncoderDecoderConfig
-from transformer.enhancements import CATALOG
+from transformer.enhancements import CATALOG, naive_attention
 from transformer.models import KINDS, DecoderOnlyConfig, ModelConfig
 from transformer.utils.codec import decode, encode
 from transformer.utils.layering import dump_yaml, read_layers
@@ -71,7 +70,7 @@ def test_step_by_step_is_the_whole_sequence(config: ModelConfig, kernel: Kernel)
 
 @each()
 def test_step_by_step_is_the_whole_sequence_in_single_precision(config: ModelConfig) -> None:
-    properties.check_stepwise(config, scaled_dot_product_attention, torch.float32)
+    properties.check_stepwise(config, naive_attention, torch.float32)
 
 
 @each(DecoderOnlyConfig)

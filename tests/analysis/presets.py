@@ -20,7 +20,7 @@ from transformer.base.attention import scaled_dot_product_attention
 from transformer.base.sockets import Execution
 from transformer.base.transformer import EncoderDecoder, transformer
 from transformer.data import PairBatch, TextBatch
-from transformer.enhancements import fused_attention
+from transformer.enhancements import sdpa_attention
 from transformer.models import ModelConfig, build, gpt
 from transformer.training.average import WeightAverage
 from transformer.training.config import TrainingConfig
@@ -46,7 +46,7 @@ PRESETS = {
         Shape(128, 32, 24),
         SequenceToSequence(),
         training=TrainingConfig(precision="bfloat16", ema_decay=0.999),
-        execution=Execution(fused_attention, checkpoint=True),
+        execution=Execution(sdpa_attention, checkpoint=True),
     ),
     "gpt": Preset(
         gpt(5000, 256, 4, 4, max_seq_len=256), Shape(8, 256), Causal(), training=TrainingConfig(accumulate=2)

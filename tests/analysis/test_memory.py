@@ -65,7 +65,7 @@ def test_choices_that_save_memory_are_seen_to_do_so() -> None:
     assert 1.9 < plain.activations / halved.activations < 2.1
     again = estimate(replace(preset, execution=replace(preset.execution, checkpoint=True)))
     assert again.activations < 0.5 * plain.activations
-    fused = estimate(replace(preset, execution=presets.Execution(presets.fused_attention)))
+    fused = estimate(replace(preset, execution=presets.Execution(presets.sdpa_attention)))
     assert fused.activations < plain.activations
     twice = estimate(replace(preset, training=presets.TrainingConfig(accumulate=2)))
     assert twice.peak - plain.peak == pytest.approx(plain.gradients, rel=0.3)

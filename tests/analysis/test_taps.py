@@ -12,11 +12,11 @@ from torch import Tensor
 from transformer import GPT, Transformer
 from transformer.analysis import trace
 from transformer.base import Execution, scaled_dot_product_attention
-from transformer.enhancements import fused_attention
+from transformer.enhancements import sdpa_attention
 from transformer.models import Model
 
 DIMS = {"vocab_size": 61, "d_model": 24, "n_heads": 3, "n_layers": 2}
-KERNELS = {"reference": scaled_dot_product_attention, "fused": fused_attention}
+KERNELS = {"reference": scaled_dot_product_attention, "fused": sdpa_attention}
 each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=list(KERNELS))
 
 

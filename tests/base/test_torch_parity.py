@@ -15,7 +15,7 @@ from transformer.base import scaled_dot_product_attention
 from transformer.base.attention import CrossAttentionConfig, MultiHeadAttentionConfig
 from transformer.base.sockets import Execution
 from transformer.base.transformer import EncoderDecoder, transformer
-from transformer.enhancements import enhance, fused_attention, pre_norm, replace_parts
+from transformer.enhancements import enhance, pre_norm, replace_parts, sdpa_attention
 
 VOCAB, WIDTH, HEADS, LAYERS, INNER = 37, 48, 12, 2, 96
 SOURCE_LENGTHS, TARGET_LENGTH = (70, 41, 3), 66
@@ -92,7 +92,7 @@ def make_models(
     return model, reference
 
 
-@pytest.mark.parametrize("kernel", [scaled_dot_product_attention, fused_attention])
+@pytest.mark.parametrize("kernel", [scaled_dot_product_attention, sdpa_attention])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
 def test_logits_and_gradients_equal_torch(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from transformer.base import scaled_dot_product_attention
-from transformer.base.sockets import Kernel, Layout, Mask, Pairs, Position
-from transformer.enhancements import fused_attention
+from transformer.base.sockets import Kernel, Layout, Mask, Pairs, Position, Scoring
+from transformer.enhancements import sdpa_attention
 
 BATCH, HEADS, WIDTH = 3, 2, 8
 
@@ -66,7 +66,7 @@ def attend(
     leaves = [x.detach().clone().to(dtype).requires_grad_() for x in inputs]
     q, k, v, bias, slope = leaves
     pairs = Pairs(given.queries, given.keys, given.mask, GivenBias(bias if biased else None))
-    out = kernel(q, k, v, pairs, 0.3, 0.0)
+    out = kernel(q, k, v, pairs, Scoring(0.3))
     out.backward(slope.detach())
     return [out.detach(), *(x.grad for x in leaves[: 4 if biased else 3] if x.grad is not None)]
 
@@ -84,7 +84,7 @@ def test_the_kernels_are_the_same_function(kind: str, biased: bool, length: int,
     inputs = [torch.randn(BATCH, HEADS, *shape, dtype=torch.float64).to(dtype).double() for shape in shapes]
     exact = attend(scaled_dot_product_attention, given, inputs, biased, torch.float64)
     naive = attend(scaled_dot_product_attention, given, inputs, biased, dtype)
-    fused = attend(fused_attention, given, inputs, biased, dtype)
+    fused = attend(sdpa_attention, given, inputs, biased, dtype)
     assert len(fused) == len(exact) == (5 if biased else 4)
     for truth, reference, result in zip(exact, naive, fused, strict=True):
         assert result.dtype == dtype and result.isfinite().all()
@@ -94,7 +94,7 @@ def test_the_kernels_are_the_same_function(kind: str, biased: bool, length: int,
         assert error <= {torch.float64: 1e-10, torch.float32: 2e-5}.get(dtype, coarse)
 
 
-@pytest.mark.parametrize("kernel", [scaled_dot_product_attention, fused_attention])
+@pytest.mark.parametrize("kernel", [scaled_dot_product_attention, sdpa_attention])
 def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient(kernel: Kernel) -> None:
     given = case("empty", 7)
     inputs = [torch.randn(BATCH, HEADS, 7, w, dtype=torch.float64) for w in (WIDTH, WIDTH, WIDTH, 7, WIDTH)]
@@ -102,26 +102,26 @@ def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient(kernel: Kernel) -
         assert not result[1].any() and result[0].any()
 
 
-@pytest.mark.parametrize("kernel", [scaled_dot_product_attention, fused_attention])
+@pytest.mark.parametrize("kernel", [scaled_dot_product_attention, sdpa_attention])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_huge_scores_are_still_masked_exactly(kernel: Kernel, scale: float) -> None:
     """No large negative number stands for −∞: later keys have no weight however large their scores are."""
     q, k, v = (torch.randn(1, 2, 9, 8) for _ in range(3))
     layout = Layout.of(torch.zeros(1, 9).long())
     pairs = Pairs(layout, layout, Mask(causal=True), Position())
-    out = kernel(q * scale, k, v, pairs, 0.3, 0.0)
+    out = kernel(q * scale, k, v, pairs, Scoring(0.3))
     k[:, :, 5:], v[:, :, 5:] = 1e4, 1e4
-    assert torch.equal(kernel(q * scale, k, v, pairs, 0.3, 0.0)[:, :, :5], out[:, :, :5])
+    assert torch.equal(kernel(q * scale, k, v, pairs, Scoring(0.3))[:, :, :5], out[:, :, :5])
     assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("kernel", [scaled_dot_product_attention, fused_attention])
+@pytest.mark.parametrize("kernel", [scaled_dot_product_attention, sdpa_attention])
 def test_dropout_drops_weights_and_keeps_their_mean(kernel: Kernel) -> None:
     """With values of one the output of a head is the sum of its kept weights over 1 − p."""
     layout = Layout.of(torch.zeros(64, 40).long())
     pairs = Pairs(layout, layout, Mask(causal=True), Position())
     q = torch.zeros(64, 4, 40, 8)
-    out = kernel(q, q, torch.ones_like(q), pairs, 1.0, 0.25)
+    out = kernel(q, q, torch.ones_like(q), pairs, Scoring(1.0, 0.25))
     assert abs(out.mean().item() - 1) < 0.02
     kept = out[:, :, 0, 0] * 0.75  # the first query has one key: kept or not
     assert set(kept.round(decimals=5).unique().tolist()) == {0.0, 1.0}

@@ -18,7 +18,7 @@ from src.transformer.base import AuxiliaryLosses
 from src.transformer.base.attention import scaled_dot_product_attention
 from src.transformer.base.sockets import Execution
 from src.transformer.base.transformer import transformer
-from src.transformer.enhancements import enhance, fused_attention, gelu, pre_norm, rms_norm, rope
+from src.transformer.enhancements import enhance, gelu, pre_norm, rms_norm, rope, sdpa_attention
 from src.transformer.models import build, gpt
 
 SMALL = {"vocab_size": 11, "d_model": 12, "n_heads": 3, "n_layers": 2, "d_ff": 20, "max_seq_len": 16}
@@ -31,13 +31,11 @@ CONFIGS: dict[str, Any] = {
 }
 EXECUTIONS = {
     f"{kernel.__name__}-{'checkpointed' if checkpoint else 'stored'}": Execution(kernel, checkpoint)
-    for kernel, checkpoint in itertools.product(
-        (scaled_dot_product_attention, fused_attention), (False, True)
-    )
+    for kernel, checkpoint in itertools.product((scaled_dot_product_attention, sdpa_attention), (False, True))
 }
 FAST = [("modern_gpt", name) for name in EXECUTIONS] + [
-    ("gpt", "fused_attention-checkpointed"),
-    ("transformer", "fused_attention-stored"),
+    ("gpt", "sdpa_attention-checkpointed"),
+    ("transformer", "sdpa_attention-stored"),
     ("modern_transformer", "scaled_dot_product_attention-checkpointed"),
 ]
 EVERY = list(itertools.product(CONFIGS, EXECUTIONS))
@@ -66,7 +64,7 @@ def test_a_model_compiles_whole(name: str, execution: str) -> None:
 
 def test_a_model_compiles_with_dropout() -> None:
     torch._dynamo.reset()
-    model = build(CONFIGS["modern_gpt"], EXECUTIONS["fused_attention-checkpointed"]).train()
+    model = build(CONFIGS["modern_gpt"], EXECUTIONS["sdpa_attention-checkpointed"]).train()
     loss = torch.compile(model, fullgraph=True, backend="eager")(torch.randint(11, (2, 8))).sum()
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from transformer.base import scaled_dot_product_attention
-from transformer.enhancements import SWITCHES, enhance, fused_attention, pre_norm, rms_norm, rope
+from transformer.enhancements import (
+    SWITCHES,
+    enhance,
+    naive_attention,
+    pre_norm,
+    rms_norm,
+    rope,
+    sdpa_attention,
+)
 from transformer.enhancements.position.rope import RotaryPosition
 from transformer.models import FAMILIES, GPT, KINDS, Transformer, build, gpt, transformer
 
@@ -25,7 +32,7 @@ def test_the_quick_start_models_build_at_full_size() -> None:
         tokens = torch.zeros(2, 9, dtype=torch.long)
         assert base(tokens, tokens[:, :5]).shape == (2, 5, 10000)
         assert model(tokens).shape == (2, 9, 50000)
-    assert model.execution.kernel is fused_attention
+    assert model.execution.kernel is sdpa_attention
     assert isinstance(model.stack.position, RotaryPosition)
     assert model.config == enhance(gpt(50000, 768, 12, 12), rope(), rms_norm())
 
@@ -37,7 +44,10 @@ def test_gpt2_has_its_published_size() -> None:
 
 def test_every_switch_alone_and_all_together_run() -> None:
     tokens = torch.randint(17, (2, 6))
-    for names in [[name] for name in SWITCHES] + [list(SWITCHES)]:
+    together: dict[str, str] = {}
+    for name, switch in SWITCHES.items():
+        together.setdefault(switch.site or name, name)  # of those that exclude each other, the first
+    for names in [[name] for name in SWITCHES] + [list(together.values())]:
         for model, inputs in ((GPT, (tokens,)), (Transformer, (tokens, tokens))):
             out = model(**SMALL, **dict.fromkeys(names, True))(*inputs)
             assert out.shape == (2, 6, 17) and out.isfinite().all()
@@ -49,7 +59,7 @@ def test_switches_are_enhancements_and_execution() -> None:
         **SMALL, use_rope=True, use_pre_norm=True, use_gradient_checkpointing=True, use_gelu=False
     )
     assert switched.config == enhance(transformer(**SMALL), pre_norm(), rope())
-    assert switched.execution.checkpoint and switched.execution.kernel is scaled_dot_product_attention
+    assert switched.execution.checkpoint and switched.execution.kernel is naive_attention
     plain = Transformer(**SMALL, use_flash_attention=True, use_gradient_checkpointing=True)
     assert plain.config == Transformer(**SMALL).config == transformer(**SMALL)
 
@@ -59,11 +69,15 @@ def test_wrong_switches_are_refused_with_the_nearest(model: type) -> None:
     with pytest.raises(TypeError, match=r"^there is no switch 'use_rop'; did you mean 'use_rope'\?$"):
         model(**SMALL, use_rop=True)
     with pytest.raises(
-        TypeError, match=r"^there is no switch 'xyz'; the switches are use_pre_norm, use_rms_norm, .*$"
+        TypeError, match=r"^there is no switch 'xyz'; the switches are use_gqa, use_mqa, .*$"
     ):
         model(**SMALL, xyz=True)
     with pytest.raises(TypeError, match=r"^use_rope is switched by True or False, got 'yes'$"):
         model(**SMALL, use_rope="yes")
+    with pytest.raises(
+        TypeError, match=r"^use_gqa and use_mqa both decide the attention; switch one of them off$"
+    ):
+        model(**SMALL, use_mqa=True, use_gqa=True)
     with pytest.raises(TypeError, match=r"^there is no switch 'n_head'"):
         model(**SMALL, n_head=4)
 

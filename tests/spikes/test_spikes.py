@@ -29,7 +29,7 @@ from transformer.base.position import NoPositionConfig
 from transformer.base.sockets import Execution, Kernel
 from transformer.base.stack import StackConfig
 from transformer.base.wiring import PreNormConfig
-from transformer.enhancements.attention.fused import fused_attention
+from transformer.enhancements.attention.sdpa import sdpa_attention
 from transformer.enhancements.position.rope import RotaryPositionConfig
 from transformer.models import DecoderOnlyConfig, ModelConfig
 
@@ -246,7 +246,7 @@ def test_a_bias_is_the_same_in_both_kernels(name: str) -> None:
     x = tokens(3, 20)
     results = [
         value_and_gradients(make(SPIKES[name], Execution(k)), x)
-        for k in (scaled_dot_product_attention, fused_attention)
+        for k in (scaled_dot_product_attention, sdpa_attention)
     ]
     (loss, gradients), (fused_loss, fused_gradients) = results
     close(fused_loss, loss)

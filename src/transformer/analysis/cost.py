@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..base.sockets import Execution, Pairs
+from ..base.sockets import Execution, Pairs, Scoring
 from ..data import PairBatch, TextBatch
 from ..generation import evaluating
 from ..models import EncoderDecoder, Model, ModelConfig, build
@@ -173,8 +173,11 @@ class _FlopCounter(Observer):
         if isinstance(module, nn.Linear):
             self._add(path, 2 * module.in_features * output.numel())
 
-    def on_attention(self, path: str, q: Tensor, k: Tensor, pairs: Pairs, scale: float) -> None:
-        self._add(path, 4 * q.numel() * k.shape[2])  # b·h·t·s·e products for q kᵀ, as many for the values
+    def on_attention(
+        self, path: str, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, scoring: Scoring
+    ) -> None:
+        batch, heads, queries, width = q.shape  # b·h·t·s·e products for q kᵀ, and by the values' width again
+        self._add(path, 2 * batch * heads * queries * k.shape[2] * (width + v.shape[3]))
 
     def _add(self, path: str, flops: int) -> None:
         self.by_module[path] = self.by_module.get(path, 0) + flops

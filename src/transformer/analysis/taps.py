@@ -13,12 +13,11 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..base.attention import scaled_dot_product_attention
-from ..base.sockets import Pairs
+from ..base.sockets import Pairs, Scoring
+from ..enhancements.attention.naive import attention_weights
 from ..generation import evaluating
 from ..models import Model
 
@@ -54,7 +53,13 @@ class Observer:
         """The module at `path` returned `output`."""
 
     def on_attention(
-        self, path: str, q: Float[Tensor, "b h t e"], k: Float[Tensor, "b k s e"], pairs: Pairs, scale: float
+        self,
+        path: str,
+        q: Float[Tensor, "b h t e"],
+        k: Float[Tensor, "b k s e"],
+        v: Float[Tensor, "b k s _"],
+        pairs: Pairs,
+        scoring: Scoring,
     ) -> None:
         """The module at `path` is about to attend from these queries to these keys."""
 
@@ -70,11 +75,9 @@ def observing(model: Model, observer: Observer) -> Iterator[None]:
     def leave(module: nn.Module, output: Any) -> None:
         observer.on_module(running.pop(), module, output)
 
-    def kernel(
-        q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, scale: float, dropout: float
-    ) -> Float[Tensor, "b h t e"]:
-        observer.on_attention(running[-1], q, k, pairs, scale)
-        return execution.kernel(q, k, v, pairs, scale, dropout)
+    def kernel(q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, scoring: Scoring) -> Float[Tensor, "b h t _"]:
+        observer.on_attention(running[-1], q, k, v, pairs, scoring)
+        return execution.kernel(q, k, v, pairs, scoring)
 
     try:
         for path, module in model.named_modules():
@@ -87,24 +90,6 @@ def observing(model: Model, observer: Observer) -> Iterator[None]:
         model.execution = execution
         for hook in hooks:
             hook.remove()
-
-
-def attention_weights(
-    q: Float[Tensor, "b h t e"], k: Float[Tensor, "b k s e"], pairs: Pairs, scale: float
-) -> Float[Tensor, "b h t s"]:
-    """The weight that the definition of attention gives each key: what it returns for values that are unit vectors.
-
-    So there is no second account of the mask, the bias and the softmax that could come to differ. A query that may
-    see no key has weights of zero.
-    """
-    batch, heads, length, width = k.shape
-    units = torch.eye(length, device=k.device, dtype=k.dtype)
-    columns = []
-    for first in range(0, length, width):  # values are as wide as a head: read that many keys at a time
-        values = nn.functional.pad(units[:, first : first + width], (0, max(0, first + width - length)))
-        values = values.expand(batch, heads, length, width)
-        columns.append(scaled_dot_product_attention(q, k, values, pairs, scale, 0.0))
-    return torch.cat(columns, dim=-1)[..., :length]
 
 
 class _Recorder(Observer):
@@ -120,9 +105,11 @@ class _Recorder(Observer):
         if isinstance(output, Tensor) and (address := self._wanted(path)):
             self.seen[address] = output.detach().clone()  # a later module may write into it
 
-    def on_attention(self, path: str, q: Tensor, k: Tensor, pairs: Pairs, scale: float) -> None:
+    def on_attention(
+        self, path: str, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, scoring: Scoring
+    ) -> None:
         if address := self._wanted(f"{path}.weights"):
-            self.seen[address] = attention_weights(q, k, pairs, scale)
+            self.seen[address] = attention_weights(q, k, pairs, scoring).to(q.dtype)
 
     def _wanted(self, path: str) -> str | None:
         """Note this call, and return its address if a pattern asks for it."""

@@ -13,26 +13,30 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .sockets import Context, Layer, Layout, MixerConfig, OutputProjection, Pairs
+from .sockets import Context, Layer, Layout, MixerConfig, OutputProjection, Pairs, Scoring
 
 
 def scaled_dot_product_attention(
     q: Float[Tensor, "b h t e"],
     k: Float[Tensor, "b h s e"],
-    v: Float[Tensor, "b h s e"],
+    v: Float[Tensor, "b h s _"],
     pairs: Pairs,
-    scale: float,
-    dropout: float,
-) -> Float[Tensor, "b h t e"]:
+    scoring: Scoring,
+) -> Float[Tensor, "b h t _"]:
     """Scaled dot-product attention (§3.2.1, equation 1), written as it is defined.
 
         Attention(Q, K, V) = softmax(Q Kᵀ / √d_k) V
 
-    `scale` is 1/√d_k. Masked scores are −∞ before the softmax. A query that may see no key at all (a row of padding)
-    gives zeros: its softmax would be 0/0. `dropout` is the probability of dropping a weight; 0 in the paper, which
-    drops only sub-layer outputs and embeddings (§5.4). Cost: O(t·s·e) operations and O(t·s) memory per head.
+    The scale is 1/√d_k. Masked scores are −∞ before the softmax. A query that may see no key at all (a row of padding)
+    gives zeros: its softmax would be 0/0. Weights may be dropped, as the paper's own do not: it drops only sub-layer
+    outputs and embeddings (§5.4). Cost: O(t·s·e) operations and O(t·s) memory per head.
     """
-    scores = torch.einsum("bhte,bhse->bhts", q, k) * scale
+    if scoring.soft_cap is not None or scoring.sinks is not None or q.shape[1] != k.shape[1]:
+        raise ValueError(
+            "the paper's attention has no soft cap, no sinks and no shared keys; "
+            "run this model with Execution(naive_attention) or another kernel of enhancements.attention"
+        )
+    scores = torch.einsum("bhte,bhse->bhts", q, k) * scoring.scale
     if pairs.bias is not None:
         scores = scores + pairs.bias
     if pairs.visible is not None:
@@ -41,9 +45,8 @@ def scaled_dot_product_attention(
         weights = torch.softmax(scores, dim=-1) * sighted
     else:
         weights = torch.softmax(scores, dim=-1)
-    weights = F.dropout(weights, dropout, training=dropout > 0).to(
-        v.dtype
-    )  # a bias may be finer than the values
+    # a bias may be finer than the values
+    weights = F.dropout(weights, scoring.dropout, training=scoring.dropout > 0).to(v.dtype)
     return torch.einsum("bhts,bhse->bhte", weights, v)
 
 
@@ -52,12 +55,12 @@ class KeyValueCache:
 
     def __init__(self) -> None:
         self.keys: Float[Tensor, "b h s e"] | None = None
-        self.values: Float[Tensor, "b h s e"] | None = None
+        self.values: Float[Tensor, "b _ s _"] | None = None
         self.layout: Layout | None = None
 
     def append(
-        self, k: Float[Tensor, "b h t e"], v: Float[Tensor, "b h t e"], layout: Layout
-    ) -> tuple[Float[Tensor, "b h s e"], Float[Tensor, "b h s e"], Layout]:
+        self, k: Float[Tensor, "b h t e"], v: Float[Tensor, "b _ t _"], layout: Layout
+    ) -> tuple[Float[Tensor, "b h s e"], Float[Tensor, "b _ s _"], Layout]:
         """Add this call's tokens and return all of them."""
         if self.keys is not None and self.values is not None and self.layout is not None:
             k, v = torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
@@ -129,7 +132,7 @@ class MultiHeadAttention(Layer):
         self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, context: Context
     ) -> Float[Tensor, "b t d"]:
         dropout = self.dropout if self.training else 0.0
-        mixed = context.execution.kernel(q, k, v, pairs, self.scale, dropout)
+        mixed = context.execution.kernel(q, k, v, pairs, Scoring(self.scale, dropout))
         return self.out_proj(rearrange(mixed, "b h t e -> b t (h e)"))  # type: ignore[no-any-return]
 
 

@@ -29,7 +29,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(d_model))
         self.epsilon = epsilon
 
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+    def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """Normalize each token by itself."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 

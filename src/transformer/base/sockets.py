@@ -194,19 +194,37 @@ class Pairs:
         return plain and self.mask.causal and self.keys is self.queries
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How the product of a query and a key becomes a weight, whoever the two are.
+
+    scale: multiplies the product. dropout: the probability of dropping a weight. soft_cap: the scaled product is
+    squashed into ±soft_cap, before a position's bias is added. sinks: for each head a score that takes part in the
+    softmax and has no value. The paper has the first two only.
+    """
+
+    scale: float
+    dropout: float = 0.0
+    soft_cap: float | None = None
+    sinks: Float[Tensor, " h"] | None = None
+
+
 @runtime_checkable
 class Kernel(Protocol):
-    """The computation of attention: the same function whichever way it is computed."""
+    """The computation of attention: the same function whichever way it is computed.
+
+    Query heads may share keys and values: head i of h goes by key-value head ⌊i·k/h⌋. Values may be wider or
+    narrower than keys.
+    """
 
     def __call__(
         self,
         q: Float[Tensor, "b h t e"],
         k: Float[Tensor, "b k s e"],
-        v: Float[Tensor, "b k s e"],
+        v: Float[Tensor, "b k s _"],
         pairs: Pairs,
-        scale: float,
-        dropout: float,
-    ) -> Float[Tensor, "b h t e"]: ...
+        scoring: Scoring,
+    ) -> Float[Tensor, "b h t _"]: ...
 
 
 @dataclass(frozen=True)
@@ -222,8 +240,8 @@ class Execution:
 
     def run(
         self, block: nn.Module, x: Float[Tensor, "b t d"], context: Context, state: Any
-    ) -> Float[Tensor, "b t d"]:
-        """Run one block of a stack."""
+    ) -> Float[Tensor, "b t _"]:
+        """Run one block of a stack; it may return several streams side by side, for the stack's norm to unite."""
         if self.checkpoint and torch.is_grad_enabled():
             return checkpoint(block, x, context, state, use_reentrant=False)  # type: ignore[no-any-return]
         return block(x, context, state)  # type: ignore[no-any-return]

@@ -56,7 +56,7 @@ class Block(Layer):
 
     def forward(
         self, x: Float[Tensor, "b t d"], context: Context, state: Any = None
-    ) -> Float[Tensor, "b t d"]:
+    ) -> Float[Tensor, "b t _"]:
         """Apply each sub-layer to what the one before it returned."""
         states = {} if state is None else state.sublayers
         for name in self.order:
@@ -84,7 +84,7 @@ class PositionedBlock(Block):
 
     def forward(
         self, x: Float[Tensor, "b t d"], context: Context, state: Any = None
-    ) -> Float[Tensor, "b t d"]:
+    ) -> Float[Tensor, "b t _"]:
         """Apply each sub-layer under this block's position scheme."""
         return super().forward(x, replace(context, position=self.position), state)
 

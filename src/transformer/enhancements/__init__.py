@@ -1,7 +1,21 @@
 """What came after 2017: one paper, one file, one part that plugs into any model by configuration."""
 
 from .architecture.stochastic_depth import stochastic_depth
-from .attention.fused import fused_attention
+from .attention.delta_net import delta_net
+from .attention.differential import differential
+from .attention.gated_delta_net import gated_delta_net
+from .attention.gated_linear import gated_linear_attention
+from .attention.grouped_query import grouped_query, multi_query, pool_heads
+from .attention.linear import linear_attention
+from .attention.multi_head_latent import multi_head_latent
+from .attention.naive import attention_weights, naive_attention
+from .attention.performer import performer
+from .attention.qk_norm import qk_norm
+from .attention.retention import retention
+from .attention.sdpa import sdpa_attention
+from .attention.sinks import attention_sinks
+from .attention.sliding_window import sliding_window
+from .attention.soft_cap import soft_cap
 from .catalog import CATALOG
 from .compose import enhance, replace_parts
 from .feed_forward.gelu import gelu
@@ -10,8 +24,18 @@ from .feed_forward.mish import mish
 from .feed_forward.relu_squared import relu_squared
 from .feed_forward.silu import silu
 from .no_bias import no_bias
+from .normalization.deep_norm import deep_norm
+from .normalization.dynamic_tanh import dynamic_tanh
+from .normalization.group_norm import group_norm
+from .normalization.layer_scale import layer_scale
+from .normalization.post_norm import post_norm
+from .normalization.post_sublayer_norm import post_sublayer_norm
 from .normalization.pre_norm import pre_norm
+from .normalization.resi_dual import resi_dual
 from .normalization.rms_norm import rms_norm
+from .normalization.sandwich_norm import sandwich_norm
+from .normalization.scale_norm import scale_norm
+from .normalization.unit_offset_rms_norm import unit_offset_rms_norm
 from .position.rope import rope
 from .switches import SWITCHES, apply_switches
 
@@ -19,22 +43,49 @@ __all__ = [
     "CATALOG",
     "SWITCHES",
     "apply_switches",
+    "attention_sinks",
+    "attention_weights",
     "bilinear",
+    "deep_norm",
+    "delta_net",
+    "differential",
+    "dynamic_tanh",
     "enhance",
-    "fused_attention",
+    "gated_delta_net",
+    "gated_linear_attention",
     "geglu",
     "gelu",
     "glu",
+    "group_norm",
+    "grouped_query",
+    "layer_scale",
+    "linear_attention",
     "llama_width",
     "mish",
+    "multi_head_latent",
+    "multi_query",
+    "naive_attention",
     "no_bias",
+    "performer",
+    "pool_heads",
+    "post_norm",
+    "post_sublayer_norm",
     "pre_norm",
+    "qk_norm",
     "reglu",
     "relu_squared",
     "replace_parts",
+    "resi_dual",
+    "retention",
     "rms_norm",
     "rope",
+    "sandwich_norm",
+    "scale_norm",
+    "sdpa_attention",
     "silu",
+    "sliding_window",
+    "soft_cap",
     "stochastic_depth",
     "swiglu",
+    "unit_offset_rms_norm",
 ]

@@ -18,13 +18,32 @@ from ..base.stack import BlockConfig, StackConfig
 from ..base.transformer import XavierConfig
 from ..base.wiring import PostNormConfig, PreNormConfig
 from .architecture.stochastic_depth import StochasticDepthConfig
+from .attention.delta_net import DeltaNetConfig
+from .attention.differential import DifferentialAttentionConfig
+from .attention.gated_delta_net import GatedDeltaNetConfig
+from .attention.gated_linear import GatedLinearAttentionConfig
+from .attention.grouped_query import GroupedQueryAttentionConfig
+from .attention.linear import LinearAttentionConfig
+from .attention.multi_head_latent import MultiHeadLatentAttentionConfig
+from .attention.performer import PerformerConfig
+from .attention.retention import RetentionConfig
+from .attention.sliding_window import SlidingWindowAttentionConfig
 from .feed_forward.gelu import GELUFeedForwardConfig
 from .feed_forward.glu import GatedFeedForwardConfig
 from .feed_forward.mish import MishFeedForwardConfig
 from .feed_forward.relu_squared import ReLUSquaredFeedForwardConfig
 from .feed_forward.silu import SiLUFeedForwardConfig
 from .initialization import GPT2Config
+from .normalization.deep_norm import DeepNormConfig, DeepNormInitializationConfig
+from .normalization.dynamic_tanh import DynamicTanhConfig
+from .normalization.group_norm import GroupNormConfig
+from .normalization.layer_scale import LayerScaleConfig
+from .normalization.post_sublayer_norm import PostSublayerNormConfig
+from .normalization.resi_dual import ResiDualConfig, ResiDualNormConfig
 from .normalization.rms_norm import RMSNormConfig
+from .normalization.sandwich_norm import SandwichNormConfig
+from .normalization.scale_norm import ScaleNormConfig
+from .normalization.unit_offset_rms_norm import UnitOffsetRMSNormConfig
 from .position.rope import RotaryPositionConfig
 
 CATALOG: Mapping[str, type[Config]] = MappingProxyType(
@@ -34,6 +53,16 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             # mixers
             MultiHeadAttentionConfig,
             CrossAttentionConfig,
+            GroupedQueryAttentionConfig,
+            SlidingWindowAttentionConfig,
+            MultiHeadLatentAttentionConfig,
+            DifferentialAttentionConfig,
+            LinearAttentionConfig,
+            PerformerConfig,
+            RetentionConfig,
+            GatedLinearAttentionConfig,
+            DeltaNetConfig,
+            GatedDeltaNetConfig,
             # feed-forward
             ReluFeedForwardConfig,
             GELUFeedForwardConfig,
@@ -50,13 +79,24 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             NoNormConfig,
             LayerNormConfig,
             RMSNormConfig,
+            UnitOffsetRMSNormConfig,
+            ScaleNormConfig,
+            GroupNormConfig,
+            DynamicTanhConfig,
+            ResiDualNormConfig,
             # wiring
             PostNormConfig,
             PreNormConfig,
+            SandwichNormConfig,
+            PostSublayerNormConfig,
+            DeepNormConfig,
+            ResiDualConfig,
+            LayerScaleConfig,
             StochasticDepthConfig,
             # initialization
             XavierConfig,
             GPT2Config,
+            DeepNormInitializationConfig,
             # what they are put into
             EmbeddingConfig,
             BlockConfig,

@@ -11,9 +11,22 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TypedDict, TypeVar
 
-from ..base.attention import scaled_dot_product_attention
 from ..base.sockets import Config, Enhancement, Execution
-from .attention.fused import fused_attention
+from .attention.delta_net import delta_net
+from .attention.differential import differential
+from .attention.gated_delta_net import gated_delta_net
+from .attention.gated_linear import gated_linear_attention
+from .attention.grouped_query import grouped_query, multi_query
+from .attention.linear import linear_attention
+from .attention.multi_head_latent import multi_head_latent
+from .attention.naive import naive_attention
+from .attention.performer import performer
+from .attention.qk_norm import qk_norm
+from .attention.retention import retention
+from .attention.sdpa import sdpa_attention
+from .attention.sinks import attention_sinks
+from .attention.sliding_window import sliding_window
+from .attention.soft_cap import soft_cap
 from .compose import enhance
 from .feed_forward.gelu import gelu
 from .feed_forward.glu import bilinear, geglu, glu, reglu, swiglu
@@ -21,8 +34,17 @@ from .feed_forward.mish import mish
 from .feed_forward.relu_squared import relu_squared
 from .feed_forward.silu import silu
 from .no_bias import no_bias
+from .normalization.deep_norm import deep_norm
+from .normalization.dynamic_tanh import dynamic_tanh
+from .normalization.group_norm import group_norm
+from .normalization.layer_scale import layer_scale
+from .normalization.post_norm import post_norm
+from .normalization.post_sublayer_norm import post_sublayer_norm
 from .normalization.pre_norm import pre_norm
+from .normalization.resi_dual import resi_dual
 from .normalization.rms_norm import rms_norm
+from .normalization.sandwich_norm import sandwich_norm
+from .normalization.scale_norm import scale_norm
 from .position.rope import rope
 
 C = TypeVar("C", bound=Config)
@@ -31,10 +53,33 @@ C = TypeVar("C", bound=Config)
 class Switches(TypedDict, total=False):
     """What each flag does is said in `SWITCHES`."""
 
+    use_gqa: bool
+    use_mqa: bool
+    use_mla: bool
+    use_differential_attention: bool
+    use_linear_attention: bool
+    use_performer: bool
+    use_retention: bool
+    use_gated_linear_attention: bool
+    use_delta_net: bool
+    use_gated_delta_net: bool
+    use_sliding_window: bool
+    use_attention_sinks: bool
+    use_qk_norm: bool
+    use_soft_cap: bool
     use_flash_attention: bool
     use_gradient_checkpointing: bool
     use_pre_norm: bool
     use_rms_norm: bool
+    use_post_norm: bool
+    use_sandwich_norm: bool
+    use_post_sublayer_norm: bool
+    use_deep_norm: bool
+    use_resi_dual: bool
+    use_layer_scale: bool
+    use_scale_norm: bool
+    use_group_norm: bool
+    use_dyt: bool
     use_rope: bool
     use_no_bias: bool
     use_gelu: bool
@@ -51,17 +96,84 @@ class Switches(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Switch:
-    """One flag: what it changes of a model, or of how the model is computed, in words and as a function."""
+    """One flag: what it changes of a model, or of how the model is computed, in words and as a function.
+
+    site: what it decides as a whole, such as the position scheme: of two switches with one site only one can be on.
+    """
 
     doc: str
     enhancement: Enhancement | None = None
     execution: Callable[[Execution], Execution] | None = None
+    site: str | None = None
 
 
 SWITCHES: Mapping[str, Switch] = MappingProxyType(
     {
+        # attention first: what follows reads its heads
+        "use_gqa": Switch(
+            "a quarter as many heads of keys and values (arXiv 2305.13245)", grouped_query(), site="attention"
+        ),
+        "use_mqa": Switch(
+            "one head of keys and values for all queries (arXiv 1911.02150)", multi_query(), site="attention"
+        ),
+        "use_mla": Switch(
+            "keys and values through one cached latent (arXiv 2405.04434)",
+            multi_head_latent(),
+            site="attention",
+        ),
+        "use_differential_attention": Switch(
+            "the difference of two attention maps (arXiv 2410.05258)", differential(), site="attention"
+        ),
+        "use_linear_attention": Switch(
+            "attention by features elu + 1, in linear time (arXiv 2006.16236)", linear_attention(), site="attention"
+        ),
+        "use_performer": Switch(
+            "attention by random features, in linear time (arXiv 2009.14794)", performer(), site="attention"
+        ),
+        "use_retention": Switch(
+            "retention, fixed decays, where causal (arXiv 2307.08621)", retention(), site="attention"
+        ),
+        "use_gated_linear_attention": Switch(
+            "linear attention with learned decays, where causal (arXiv 2312.06635)",
+            gated_linear_attention(),
+            site="attention",
+        ),
+        "use_delta_net": Switch(
+            "linear attention by the delta rule, where causal (arXiv 2406.06484)", delta_net(), site="attention"
+        ),
+        "use_gated_delta_net": Switch(
+            "the delta rule with learned decays, where causal (arXiv 2412.06464)",
+            gated_delta_net(),
+            site="attention",
+        ),
+        "use_sliding_window": Switch(
+            "attention to the 256 nearest positions (arXiv 2004.05150, 2310.06825)", sliding_window()
+        ),
+        "use_attention_sinks": Switch(
+            "a learned place for unneeded attention (arXiv 2508.10925)", attention_sinks()
+        ),
+        "use_qk_norm": Switch("normalize queries and keys (arXiv 2010.04245, 2302.05442)", qk_norm()),
+        "use_soft_cap": Switch("keep attention scores within ±50 (arXiv 1611.09940, 2408.00118)", soft_cap()),
         "use_pre_norm": Switch("normalize the input of each sub-layer (arXiv 2002.04745)", pre_norm()),
         "use_rms_norm": Switch("RMSNorm in place of LayerNorm (arXiv 1910.07467)", rms_norm()),
+        "use_post_norm": Switch("normalize after each addition, as in 2017 (arXiv 1706.03762)", post_norm()),
+        "use_sandwich_norm": Switch(
+            "normalize the input and the output of each sub-layer (arXiv 2105.13290)", sandwich_norm()
+        ),
+        "use_post_sublayer_norm": Switch(
+            "normalize the output of each sub-layer before it is added, as OLMo 2 (arXiv 2501.00656)",
+            post_sublayer_norm(),
+        ),
+        "use_deep_norm": Switch("post-norm scaled by the number of layers (arXiv 2203.00555)", deep_norm()),
+        "use_resi_dual": Switch("a post-norm and a pre-norm stream at once (arXiv 2304.14802)", resi_dual()),
+        "use_layer_scale": Switch(
+            "pre-norm with a small learned gain on each sub-layer (arXiv 2103.17239)", layer_scale()
+        ),
+        "use_scale_norm": Switch("ScaleNorm in place of every norm (arXiv 1910.05895)", scale_norm()),
+        "use_group_norm": Switch(
+            "normalize each token in groups of channels (arXiv 1803.08494)", group_norm()
+        ),
+        "use_dyt": Switch("dynamic tanh in place of every norm (arXiv 2503.10622)", dynamic_tanh()),
         "use_rope": Switch("rotary positions in place of the stack's scheme (arXiv 2104.09864)", rope()),
         # before the gates, which look at the biases of the network whose number of parameters they match
         "use_no_bias": Switch("no biases in linear maps (arXiv 2204.02311)", no_bias()),
@@ -79,7 +191,7 @@ SWITCHES: Mapping[str, Switch] = MappingProxyType(
         "use_swiglu": Switch("feed-forward gated by SiLU, as many parameters (arXiv 2002.05202)", swiglu()),
         "use_flash_attention": Switch(
             "attention by PyTorch's fused kernels (arXiv 2205.14135)",
-            execution=lambda execution: replace(execution, kernel=fused_attention),
+            execution=lambda execution: replace(execution, kernel=sdpa_attention),
         ),
         "use_gradient_checkpointing": Switch(
             "recompute activations in the backward pass (arXiv 1604.06174)",
@@ -92,7 +204,8 @@ SWITCHES: Mapping[str, Switch] = MappingProxyType(
 def apply_switches(config: C, switches: Mapping[str, object]) -> tuple[C, Execution]:
     """Return the config with the switched-on enhancements, in the table's order, and the execution.
 
-    Raises `TypeError` for an unknown flag, naming the nearest one, and for a value that is not True or False.
+    Raises `TypeError` for an unknown flag, naming the nearest one, for a value that is not True or False, and for
+    two flags that exclude each other.
     """
     for name, value in switches.items():
         if name not in SWITCHES:
@@ -102,10 +215,22 @@ def apply_switches(config: C, switches: Mapping[str, object]) -> tuple[C, Execut
         if not isinstance(value, bool):
             raise TypeError(f"{name} is switched by True or False, got {value!r}")
     chosen = [switch for name, switch in SWITCHES.items() if switches.get(name)]
-    execution = Execution(scaled_dot_product_attention)
+    _refuse_contradictions([name for name in SWITCHES if switches.get(name)])
+    execution = Execution(naive_attention)
     for switch in chosen:
         if switch.execution is not None:
             execution = switch.execution(execution)
     return enhance(
         config, *(switch.enhancement for switch in chosen if switch.enhancement is not None)
     ), execution
+
+
+def _refuse_contradictions(names: list[str]) -> None:
+    """Refuse two flags that decide the same thing."""
+    deciders: dict[str, str] = {}
+    for name in names:
+        site = SWITCHES[name].site
+        if site is not None and site in deciders:
+            raise TypeError(f"{deciders[site]} and {name} both decide the {site}; switch one of them off")
+        if site is not None:
+            deciders[site] = name

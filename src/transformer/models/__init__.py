@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from ..base.sockets import Config, Execution
 from ..base.transformer import EncoderDecoder, EncoderDecoderConfig, transformer
+from ..enhancements.attention.naive import naive_attention
 from ..enhancements.catalog import CATALOG
 from .decoder import DecoderOnly, DecoderOnlyConfig
 from .encoder_decoder import Transformer
@@ -29,6 +30,7 @@ KINDS: Mapping[str, type[Config]] = MappingProxyType(
 
 def build(config: ModelConfig, execution: Execution | None = None) -> Model:
     """Build the model that a config describes, with first weights from PyTorch's current random state."""
+    execution = execution or Execution(naive_attention)
     if isinstance(config, EncoderDecoderConfig):
         return EncoderDecoder(config, execution)
     return DecoderOnly(config, execution)

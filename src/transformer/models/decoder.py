@@ -9,11 +9,11 @@ from annotated_types import Ge
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..base.attention import scaled_dot_product_attention
 from ..base.embedding import EmbeddingConfig
 from ..base.sockets import AuxiliaryLosses, Config, Context, Execution, InitializationConfig, Layout, Mask
 from ..base.stack import Stack, StackConfig, StackState, check_length
 from ..base.transformer import XavierConfig
+from ..enhancements.attention.naive import naive_attention
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DecoderOnly(nn.Module):
     def __init__(self, config: DecoderOnlyConfig, execution: Execution | None = None) -> None:
         super().__init__()
         self.config = config
-        self.execution = execution or Execution(scaled_dot_product_attention)
+        self.execution = execution or Execution(naive_attention)
         self.embedding = config.embedding.build(config.vocab_size, config.d_model)
         self.stack: Stack = config.stack.build(config.d_model)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
