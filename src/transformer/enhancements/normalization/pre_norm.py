@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TypeVar
 
-from ...base.normalization import LayerNormConfig
 from ...base.sockets import Config, Enhancement
-from ...base.stack import BlockConfig, StackConfig
-from ...base.wiring import PostNormConfig, PreNormConfig
+from ...base.stack import StackConfig
+from ...base.wiring import PreNormConfig
 from ..compose import replace_parts
+from .placement import first_norm, place
 
 C = TypeVar("C", bound=Config)
 
@@ -21,9 +20,7 @@ def pre_norm() -> Enhancement:
     """
 
     def rewire(stack: StackConfig) -> StackConfig:
-        first = stack.blocks[0]
-        stack = replace(stack, norm=first.norm if isinstance(first, BlockConfig) else LayerNormConfig())
-        return replace_parts(stack, PostNormConfig, lambda wiring: PreNormConfig(wiring.dropout))
+        return place(stack, PreNormConfig, first_norm(stack))
 
     def apply(config: C) -> C:
         return replace_parts(config, StackConfig, rewire)
