@@ -78,6 +78,10 @@ def test_wrong_switches_are_refused_with_the_nearest(model: type) -> None:
         TypeError, match=r"^use_gqa and use_mqa both decide the attention; switch one of them off$"
     ):
         model(**SMALL, use_mqa=True, use_gqa=True)
+    with pytest.raises(
+        TypeError, match=r"^use_qk_norm has nothing to change: this model has no multi_head_attention or grouped"
+    ):
+        model(**SMALL, use_mla=True, use_qk_norm=True)
     with pytest.raises(TypeError, match=r"^there is no switch 'n_head'"):
         model(**SMALL, n_head=4)
 

@@ -26,6 +26,15 @@ def replace_parts(config: C, part: type[P], new: Callable[[P], Config]) -> C:
     return cast(C, _replace(config, part, new))
 
 
+def has_part(config: Any, part: type[Config]) -> bool:
+    """Whether there is a part of this type in the config, at any depth."""
+    if isinstance(config, part):
+        return True
+    if isinstance(config, tuple):
+        return any(has_part(item, part) for item in config)
+    return is_dataclass(config) and any(has_part(getattr(config, f.name), part) for f in fields(config))
+
+
 def _replace(value: Any, part: type[P], new: Callable[[P], Config]) -> Any:
     if isinstance(value, part):
         return new(value)
