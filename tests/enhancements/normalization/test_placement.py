@@ -48,7 +48,9 @@ Weights = dict[str, references.Array]
 
 
 def below(prefix: str, weights: Weights) -> Weights:
-    return {name.removeprefix(f"{prefix}."): w for name, w in weights.items() if name.startswith(f"{prefix}.")}
+    return {
+        name.removeprefix(f"{prefix}."): w for name, w in weights.items() if name.startswith(f"{prefix}.")
+    }
 
 
 def norm_of(weights: Weights) -> definitions.Function:
@@ -83,7 +85,9 @@ def causal() -> Context:
     return context_of(scaled_dot_product_attention, Layout.of(real.long(), real), Mask(causal=True))
 
 
-def check(kind: str, make: Callable[[Layer], nn.Module], define: Any, dtype: torch.dtype, tolerance: float) -> None:
+def check(
+    kind: str, make: Callable[[Layer], nn.Module], define: Any, dtype: torch.dtype, tolerance: float
+) -> None:
     module, x = randomized(make(branch_module(kind)), dtype), inputs(max(LENGTHS), dtype)
     w = weights_of(module)
     expected = define(array(x), branch_of(kind, below("branch", w)), norm_of(below("norm", w)), w)
@@ -174,7 +178,9 @@ def test_the_definitions_agree_with_finite_differences() -> None:
             slope, direction, h = rng.normal(size=value.shape), rng.normal(size=x.shape), 1e-5
             ahead, behind = function(x + h * direction)[0], function(x - h * direction)[0]
             difference = ((ahead - behind) * slope).sum() / (2 * h)
-            assert abs((backward(slope)["x"] * direction).sum() - difference) <= 1e-7 * max(1, abs(difference))
+            assert abs((backward(slope)["x"] * direction).sum() - difference) <= 1e-7 * max(
+                1, abs(difference)
+            )
 
 
 # ---------------------------------------------------------------- where the dropout falls

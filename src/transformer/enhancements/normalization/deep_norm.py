@@ -12,8 +12,8 @@ depth (§4, figure 2):
 
 The first weights are Xavier normal, with gain β for the feed-forward networks and the values' and output projections of
 attention, and gain 1 for queries and keys. Embeddings, biases and what is outside the blocks begin as the model's own
-rule says; the paper does not speak of them. In a mixer that is not attention every linear map has gain β. Cost: as
-post-norm.
+rule says; the paper does not speak of them. A mixer that is no multi-head attention by softmax, such as a recurrent
+one, has gain β in all its linear maps. Cost: as post-norm.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from ...base.sockets import Config, Context, Enhancement, InitializationConfig, 
 from ...base.stack import StackConfig
 from ...base.transformer import EncoderDecoderConfig, XavierConfig
 from ...base.wiring import Wiring
+from ..attention.differential import DifferentialAttention
+from ..attention.grouped_query import GroupedQueryAttention
 from ..compose import replace_parts
 from .placement import PlacementConfig, place
 
@@ -86,7 +88,7 @@ class DeepNormInitializationConfig(InitializationConfig):
 
 def _queries_and_keys(branch: nn.Module) -> Iterator[nn.Module]:
     for module in branch.modules():
-        if isinstance(module, MultiHeadAttention):
+        if isinstance(module, MultiHeadAttention | GroupedQueryAttention | DifferentialAttention):
             yield from (module.q_proj, module.k_proj)
 
 
