@@ -16,7 +16,7 @@ from transformer.base.attention import CrossAttentionConfig, MultiHeadAttentionC
 from transformer.base.embedding import EmbeddingConfig
 from transformer.base.feed_forward import ReluFeedForwardConfig
 from transformer.base.normalization import LayerNormConfig
-from transformer.base.position import SinusoidalPositionConfig
+from transformer.base.position import NoPositionConfig, SinusoidalPositionConfig
 from transformer.base.sockets import (
     Config,
     Execution,
@@ -48,7 +48,23 @@ from transformer.enhancements.normalization.rms_norm import RMSNormConfig
 from transformer.enhancements.normalization.sandwich_norm import SandwichNormConfig
 from transformer.enhancements.normalization.scale_norm import ScaleNormConfig
 from transformer.enhancements.normalization.unit_offset_rms_norm import UnitOffsetRMSNormConfig
+from transformer.enhancements.position.alibi import ALiBiConfig
+from transformer.enhancements.position.longrope import LongRopeScalingConfig
 from transformer.enhancements.position.rope import RotaryPositionConfig
+from transformer.enhancements.position.rope_scaling import (
+    DynamicNTKRopeScalingConfig,
+    LinearRopeScalingConfig,
+    Llama3RopeScalingConfig,
+    NoRopeScalingConfig,
+    NTKRopeScalingConfig,
+    RopeScalingConfig,
+)
+from transformer.enhancements.position.schemes import RelativeAttentionConfig
+from transformer.enhancements.position.shaw import ShawAttentionConfig
+from transformer.enhancements.position.t5_bias import T5BiasConfig
+from transformer.enhancements.position.transformer_xl import TransformerXLAttentionConfig
+from transformer.enhancements.position.xpos import XPositionConfig
+from transformer.enhancements.position.yarn import YaRNRopeScalingConfig
 from transformer.models import DecoderOnlyConfig, Model, ModelConfig, build
 
 VOCAB, WIDTH, HEADS, LAYERS = 11, 12, 3, 2
@@ -86,13 +102,37 @@ OTHER_FORMS = (
     SlidingWindowAttentionConfig(4, 2, qk_norm=LayerNormConfig(), sinks=True, window=5),
     MultiHeadLatentAttentionConfig(2, 5, q_rank=7, d_content=3, d_rotary=4, d_value=6),
     GELUFeedForwardConfig(20, bias=False, form="tanh"),
-    GELUFeedForwardConfig(20, form="quick"),
     GatedFeedForwardConfig(20, dropout=0.2, bias=True, activation="gelu"),
-    GatedFeedForwardConfig(20, activation="identity"),
     BlockConfig(LinearAttentionConfig(HEADS, True), None, position=RotaryPositionConfig()),
     EmbeddingConfig(scaled=False),
 )
 """Parts with other values than their defaults, to be held to the same properties."""
+
+SCALINGS: tuple[RopeScalingConfig, ...] = (
+    NoRopeScalingConfig(),
+    LinearRopeScalingConfig(3.0),
+    NTKRopeScalingConfig(3.0),
+    DynamicNTKRopeScalingConfig(3.0, original_length=9),
+    Llama3RopeScalingConfig(4.0, original_length=100),
+    YaRNRopeScalingConfig(4.0, original_length=400),
+    LongRopeScalingConfig((1.0, 1.5), (1.5, 4.0), factor=4.0, original_length=9),
+)
+"""Every scaling of rotary positions."""
+
+BLOCK_POSITIONS: tuple[PositionConfig, ...] = (
+    ALiBiConfig(HEADS),
+    T5BiasConfig(HEADS, "bidirectional", n_buckets=8, max_distance=9),
+    XPositionConfig(max_seq_len=40, scale_base=6.0),
+    RotaryPositionConfig(50.0, "interleaved", fraction=0.5),
+    *(RotaryPositionConfig(50.0, scaling=scaling, max_seq_len=40) for scaling in SCALINGS),
+)
+"""Position schemes that are proved together, to save time: each in a block of its own, in a stack that has T5's."""
+RELATIVE: tuple[MixerConfig, ...] = (
+    ShawAttentionConfig(HEADS, dropout=0.2, bias=True, max_distance=3),
+    TransformerXLAttentionConfig(HEADS, dropout=0.2, window=5),
+    TransformerXLAttentionConfig(HEADS, dropout=0.2, bias=True),
+)
+"""Kinds of attention with a position scheme of their own, in the blocks of one stack that has none."""
 
 KERNELS = (naive_attention, sdpa_attention)
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
@@ -136,8 +176,32 @@ def encoder_decoder(encoder: LayerConfig, decoder: LayerConfig, **options: Any) 
 
 def company(part: Config) -> dict[str, Config]:
     """The parts of its block that `part` is proved together with."""
-    wirings = {"wiring": small(wiring) for norm, wiring in MEETING if type(part) is norm}
-    return wirings or {"norm": small(norm) for norm, wiring in MEETING if type(part) is wiring}
+    for norm, wiring in MEETING:
+        if type(part) is norm:
+            return {"wiring": small(wiring)}
+        if type(part) is wiring:
+            return {"norm": small(norm)}
+    return {}
+
+
+def positioned(part: Config) -> tuple[ModelConfig, ...]:
+    """The models that hold all position schemes which act in the blocks, or in the mixers."""
+    if isinstance(part, RelativeAttentionConfig):
+        blocks = tuple(decoder_block(mixer=mixer) for mixer in RELATIVE)
+        return several(blocks, blocks, NoPositionConfig())
+    blocks = tuple(decoder_block(feed_forward=None, position=scheme) for scheme in BLOCK_POSITIONS)
+    return several((decoder_block(), *blocks), (decoder_block(), *blocks[:3]), T5BiasConfig(HEADS))
+
+
+def several(
+    blocks: tuple[BlockConfig, ...], fewer: tuple[BlockConfig, ...], position: PositionConfig
+) -> tuple[ModelConfig, ...]:
+    """A decoder of these blocks, and an encoder-decoder of the fewer ones."""
+    decoder = StackConfig(blocks, position, dropout=0.2)
+    encoder = StackConfig(fewer, position, dropout=0.2)
+    crossed = tuple(replace(block, cross_attention=CrossAttentionConfig(HEADS)) for block in fewer)
+    pair = EncoderDecoderConfig(VOCAB, WIDTH, encoder, replace(encoder, blocks=crossed))
+    return DecoderOnlyConfig(VOCAB, WIDTH, decoder), pair
 
 
 def models_with(part: Config) -> tuple[ModelConfig, ...]:
@@ -147,6 +211,10 @@ def models_with(part: Config) -> tuple[ModelConfig, ...]:
         return (encoder_decoder(decoder_block(), decoder_block(cross_attention=part)),)
     if isinstance(part, BlockConfig):
         return (decoder_only(part), encoder_decoder(part, replace(part, cross_attention=cross)))
+    if isinstance(
+        part, RopeScalingConfig | ALiBiConfig | T5BiasConfig | XPositionConfig | RelativeAttentionConfig
+    ):
+        return positioned(part)
     if isinstance(part, StackConfig):
         return (DecoderOnlyConfig(VOCAB, WIDTH, part),)
     if isinstance(part, ResiDualConfig | ResiDualNormConfig):  # the two only work together
@@ -185,6 +253,8 @@ def instance(part: type[Config]) -> Config:
     if part is StackConfig:
         mixed = (decoder_block(), decoder_block(feed_forward=None), decoder_block(mixer=None))
         return StackConfig(mixed, SinusoidalPositionConfig(SMALL["max_seq_len"]), LayerNormConfig(), 0.2)
+    if issubclass(part, RopeScalingConfig):
+        return next(scaling for scaling in SCALINGS if type(scaling) is part)
     return small(part)
 
 

@@ -36,12 +36,18 @@ from .normalization.rms_norm import rms_norm
 from .normalization.sandwich_norm import sandwich_norm
 from .normalization.scale_norm import scale_norm
 from .normalization.unit_offset_rms_norm import unit_offset_rms_norm
+from .position.alibi import alibi
 from .position.rope import rope
+from .position.shaw import shaw
+from .position.t5_bias import t5_bias
+from .position.transformer_xl import transformer_xl
+from .position.xpos import xpos
 from .switches import SWITCHES, apply_switches
 
 __all__ = [
     "CATALOG",
     "SWITCHES",
+    "alibi",
     "apply_switches",
     "attention_sinks",
     "attention_weights",
@@ -82,10 +88,14 @@ __all__ = [
     "sandwich_norm",
     "scale_norm",
     "sdpa_attention",
+    "shaw",
     "silu",
     "sliding_window",
     "soft_cap",
     "stochastic_depth",
     "swiglu",
+    "t5_bias",
+    "transformer_xl",
     "unit_offset_rms_norm",
+    "xpos",
 ]

@@ -44,7 +44,21 @@ from .normalization.rms_norm import RMSNormConfig
 from .normalization.sandwich_norm import SandwichNormConfig
 from .normalization.scale_norm import ScaleNormConfig
 from .normalization.unit_offset_rms_norm import UnitOffsetRMSNormConfig
+from .position.alibi import ALiBiConfig
+from .position.longrope import LongRopeScalingConfig
 from .position.rope import RotaryPositionConfig
+from .position.rope_scaling import (
+    DynamicNTKRopeScalingConfig,
+    LinearRopeScalingConfig,
+    Llama3RopeScalingConfig,
+    NoRopeScalingConfig,
+    NTKRopeScalingConfig,
+)
+from .position.shaw import ShawAttentionConfig
+from .position.t5_bias import T5BiasConfig
+from .position.transformer_xl import TransformerXLAttentionConfig
+from .position.xpos import XPositionConfig
+from .position.yarn import YaRNRopeScalingConfig
 
 CATALOG: Mapping[str, type[Config]] = MappingProxyType(
     {
@@ -63,6 +77,8 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             GatedLinearAttentionConfig,
             DeltaNetConfig,
             GatedDeltaNetConfig,
+            ShawAttentionConfig,
+            TransformerXLAttentionConfig,
             # feed-forward
             ReluFeedForwardConfig,
             GELUFeedForwardConfig,
@@ -75,6 +91,17 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             SinusoidalPositionConfig,
             LearnedPositionConfig,
             RotaryPositionConfig,
+            XPositionConfig,
+            ALiBiConfig,
+            T5BiasConfig,
+            # scaling of rotary positions
+            NoRopeScalingConfig,
+            LinearRopeScalingConfig,
+            NTKRopeScalingConfig,
+            DynamicNTKRopeScalingConfig,
+            Llama3RopeScalingConfig,
+            YaRNRopeScalingConfig,
+            LongRopeScalingConfig,
             # normalization
             NoNormConfig,
             LayerNormConfig,
