@@ -60,11 +60,12 @@ class GatedDeltaNet(Layer):
         check_causal_context(context, "Gated DeltaNet")
         segments = Segments.of(context.layout, len(x), state)
         projected = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
-        parts = F.silu(self.convolution(projected, segments, state)).split(self.widths, dim=-1)
+        mixed = F.silu(self.convolution(projected, segments, state))
+        parts = torch.split(mixed, list(self.widths), dim=-1)
         q, k, v = (rearrange(y, "b t (h e) -> b h t e", h=self.n_heads) for y in parts)
         beta = rearrange(self.beta_proj(x).sigmoid(), "b t h -> b h t 1")
-        mixed = delta_scan(unit(q), unit(k), v, self.log_decay(x), beta, segments, state)
-        normed = rearrange(self.norm(mixed), "b h t e -> b t (h e)")
+        out = delta_scan(unit(q), unit(k), v, self.log_decay(x), beta, segments, state)
+        normed = rearrange(self.norm(out), "b h t e -> b t (h e)")
         return self.out_proj(normed * F.silu(self.gate_proj(x)))  # type: ignore[no-any-return]
 
     def log_decay(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b h t 1"]:

@@ -183,8 +183,8 @@ class Chunks:
     length: int
     size: int
     pairs: Float[Tensor, "#b 1 _ t t"]
-    enters: Float[Tensor, "#b 1 _ t 1"]
-    leaves: Float[Tensor, "#b 1 _ t 1"]
+    enters: Float[Tensor, "#b 1 _ #t 1"]
+    leaves: Float[Tensor, "#b 1 _ #t 1"]
     lasts: Float[Tensor, "#b 1 _ 1 1"]
 
     @classmethod
@@ -204,13 +204,13 @@ class Chunks:
         pairs, enters, leaves, lasts = (mask.to(x.dtype) for mask in same)
         return cls(length, size, pairs * lower, enters, leaves, lasts)
 
-    def cut(self, x: Float[Tensor, "#b #h t _"]) -> Float[Tensor, "#b #h _ t _"]:
+    def cut(self, x: Float[Tensor, "#b #h t _"]) -> Float[Tensor, "#b #h _ _ _"]:
         """Cut into chunks; the last one is filled up with zeros: keys that write nothing, and no decay."""
         return rearrange(
             F.pad(x, (0, 0, 0, -self.length % self.size)), "b h (n c) e -> b h n c e", c=self.size
         )
 
-    def join(self, x: Float[Tensor, "b h _ t _"]) -> Float[Tensor, "b h t _"]:
+    def join(self, x: Float[Tensor, "b h _ _ _"]) -> Float[Tensor, "b h t _"]:
         """Undo `cut`."""
         return rearrange(x, "b h n c e -> b h (n c) e")[:, :, : self.length]
 
