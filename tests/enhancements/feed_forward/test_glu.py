@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from tests import references
 from tests.base.test_references import WIDTH, array, compare, each_precision, inputs, randomized, weights_of
-from tests.catalog import decoder_block
+from tests.catalog import decoder_block, decoder_only
 from tests.enhancements.feed_forward.test_activations import ENHANCEMENTS, call, logistic, numpy_silu
 from tests.references import Array, Backward, linear, linear_gradients
 from transformer.base.feed_forward import ReluFeedForwardConfig
@@ -39,7 +39,8 @@ from transformer.enhancements.feed_forward.glu import (
     GatedFeedForwardConfig,
     matched_width,
 )
-from transformer.models import GPT, build, gpt
+from transformer.models import GPT, KINDS, build, gpt
+from transformer.utils.codec import ConfigError, decode, encode
 
 GATES: dict[str, tuple[str, Callable[..., Enhancement]]] = {
     "use_glu": ("sigmoid", glu),
@@ -265,6 +266,17 @@ def test_width_and_multiple_can_be_said() -> None:
     for options, width in (({}, 44), ({"multiple_of": 16}, 48), ({"d_ff": 50}, 50)):
         config = enhance(gpt(100, 16, 2, 1), swiglu(**options))
         assert config.stack.blocks[0].feed_forward.d_ff == width
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_gate_can_be_written_in_yaml(activation: Any) -> None:
+    part = GatedFeedForwardConfig(20, 0.2, True, activation)
+    config = decoder_only(decoder_block(feed_forward=part))
+    assert decode(type(config), encode(config), kinds=KINDS) == config
+    data = encode(config)
+    data["stack"]["blocks"][0]["feed_forward"]["activation"] = "siluu"
+    with pytest.raises(ConfigError, match=r"silu"):
+        decode(type(config), data, kinds=KINDS)
 
 
 # ---------------------------------------------------------------- first weights, speed
