@@ -36,7 +36,7 @@ class ScaleNorm(nn.Module):
         """Normalize each token by itself."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp(min=self.epsilon)
-        return (wide * (self.weight / length)).to(x.dtype)
+        return (wide * (self.weight / length)).to(x.dtype)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
