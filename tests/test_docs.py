@@ -18,7 +18,7 @@ PAGES_FOLDER = ROOT / "docs" / "enhancements"
 PACKAGE = ROOT / "src" / "transformer"
 INDEX = PAGES_FOLDER / "README.md"
 PAGES = sorted(page for page in PAGES_FOLDER.glob("*.md") if page != INDEX)
-AREAS = ("attention", "position", "normalization", "feed_forward", "architecture")
+AREAS = sorted(path.name for path in (PACKAGE / "enhancements").iterdir() if (path / "__init__.py").exists())
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 each_page = pytest.mark.parametrize("page", [*PAGES, INDEX], ids=lambda page: page.stem)
 
