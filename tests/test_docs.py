@@ -6,6 +6,7 @@ import ast
 import doctest
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -130,10 +131,15 @@ def parts() -> list[Path]:
     return [path for path in modules if kinds(path)]
 
 
+@cache
+def file_names() -> Counter[str]:
+    """How many modules of the package have each file name."""
+    return Counter(path.name for path in PACKAGE.rglob("*.py"))
+
+
 def named(part: Path, text: str) -> bool:
     """Whether a text names the module; a file name that two areas use must come with its area."""
-    alike = Counter(path.name for path in PACKAGE.rglob("*.py"))[part.name]
-    name = part.name if alike == 1 else f"{part.parent.name}/{part.name}"
+    name = part.name if file_names()[part.name] == 1 else f"{part.parent.name}/{part.name}"
     return re.search(rf"(?<![\w]){re.escape(name)}", text) is not None
 
 
