@@ -11,12 +11,12 @@ import torch
 
 from transformer.enhancements import (
     SWITCHES,
+    best_attention,
     enhance,
     naive_attention,
     pre_norm,
     rms_norm,
     rope,
-    sdpa_attention,
 )
 from transformer.enhancements.position.rope import RotaryPosition
 from transformer.models import FAMILIES, GPT, KINDS, Transformer, build, gpt, transformer
@@ -32,7 +32,7 @@ def test_the_quick_start_models_build_at_full_size() -> None:
         tokens = torch.zeros(2, 9, dtype=torch.long)
         assert base(tokens, tokens[:, :5]).shape == (2, 5, 10000)
         assert model(tokens).shape == (2, 9, 50000)
-    assert model.execution.kernel is sdpa_attention
+    assert model.execution.kernel is best_attention
     assert isinstance(model.stack.position, RotaryPosition)
     assert model.config == enhance(gpt(50000, 768, 12, 12), rope(), rms_norm())
 

@@ -1,11 +1,15 @@
 """What came after 2017: one paper, one file, one part that plugs into any model by configuration."""
 
 from .architecture.stochastic_depth import stochastic_depth
+from .attention.chunked import chunked_attention
 from .attention.delta_net import delta_net
 from .attention.differential import differential
+from .attention.flash import bytes_moved, flash_attention
+from .attention.flex import flex_attention
 from .attention.gated_delta_net import gated_delta_net
 from .attention.gated_linear import gated_linear_attention
 from .attention.grouped_query import grouped_query, multi_query, pool_heads
+from .attention.kernels import KERNELS, best_attention
 from .attention.linear import linear_attention
 from .attention.multi_head_latent import multi_head_latent
 from .attention.naive import attention_weights, naive_attention
@@ -16,6 +20,7 @@ from .attention.sdpa import sdpa_attention
 from .attention.sinks import attention_sinks
 from .attention.sliding_window import sliding_window
 from .attention.soft_cap import soft_cap
+from .attention.triton_flash import triton_attention
 from .catalog import CATALOG
 from .compose import enhance, replace_parts
 from .feed_forward.gelu import gelu
@@ -46,17 +51,23 @@ from .switches import SWITCHES, apply_switches
 
 __all__ = [
     "CATALOG",
+    "KERNELS",
     "SWITCHES",
     "alibi",
     "apply_switches",
     "attention_sinks",
     "attention_weights",
+    "best_attention",
     "bilinear",
+    "bytes_moved",
+    "chunked_attention",
     "deep_norm",
     "delta_net",
     "differential",
     "dynamic_tanh",
     "enhance",
+    "flash_attention",
+    "flex_attention",
     "gated_delta_net",
     "gated_linear_attention",
     "geglu",
@@ -96,6 +107,7 @@ __all__ = [
     "swiglu",
     "t5_bias",
     "transformer_xl",
+    "triton_attention",
     "unit_offset_rms_norm",
     "xpos",
 ]

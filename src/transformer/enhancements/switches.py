@@ -18,13 +18,13 @@ from .attention.differential import differential
 from .attention.gated_delta_net import gated_delta_net
 from .attention.gated_linear import gated_linear_attention
 from .attention.grouped_query import GroupedQueryAttentionConfig, grouped_query, multi_query
+from .attention.kernels import best_attention
 from .attention.linear import linear_attention
 from .attention.multi_head_latent import multi_head_latent
 from .attention.naive import naive_attention
 from .attention.performer import performer
 from .attention.qk_norm import qk_norm
 from .attention.retention import retention
-from .attention.sdpa import sdpa_attention
 from .attention.sinks import attention_sinks
 from .attention.sliding_window import sliding_window
 from .attention.soft_cap import soft_cap
@@ -283,8 +283,8 @@ SWITCHES: Mapping[str, Switch] = MappingProxyType(
             site="feed-forward network",
         ),
         "use_flash_attention": Switch(
-            "attention by PyTorch's fused kernels (arXiv 2205.14135)",
-            execution=lambda execution: replace(execution, kernel=sdpa_attention),
+            "attention by the fastest kernel for the device and the case (arXiv 2205.14135)",
+            execution=lambda execution: replace(execution, kernel=best_attention),
         ),
         "use_gradient_checkpointing": Switch(
             "recompute activations in the backward pass (arXiv 1604.06174)",

@@ -6,16 +6,17 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 import torch
 from annotated_types import Ge
 
 from ..base.sockets import Execution
 from ..data import ParallelData, TextData
+from ..enhancements.attention.kernels import KERNELS
 from ..enhancements.switches import SWITCHES, apply_switches
 from ..models import FAMILIES, ModelConfig, build
 from ..training.config import TrainingConfig
@@ -55,7 +56,7 @@ def _section(family: str) -> type[ModelSection]:
 
 
 SECTIONS: Mapping[str, type[ModelSection]] = {family: _section(family) for family in FAMILIES}
-FEEDS: Mapping[str, type[ParallelData] | type[TextData]] = {"transformer": ParallelData, "gpt": TextData}
+FEEDS: Mapping[str, type[ParallelData] | type[TextData]] = {"transformer": ParallelData, "gpt": TextData, "llama": TextData}
 """The kind of data that each family reads."""
 
 
@@ -81,6 +82,20 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class ExecutionConfig:
+    """The `execution` section: how to compute, never what, so that it may differ between two sittings of one run.
+
+    kernel: the attention kernel; auto is the definition, or with model.use_flash_attention the best for each case.
+    """
+
+    kernel: Literal["auto", "naive", "flash", "chunked", "sdpa", "flex", "triton"] = "auto"
+
+    def apply(self, execution: Execution) -> Execution:
+        """What the switches say, unless this section says otherwise."""
+        return execution if self.kernel == "auto" else replace(execution, kernel=KERNELS[self.kernel])
+
+
+@dataclass(frozen=True)
 class OutputConfig:
     """The `output` section. dir: the run folder; null makes a new one, `runs/NAME-TIME-HEX`."""
 
@@ -99,6 +114,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig, compare=False)
 
     def __post_init__(self) -> None:
         wanted = FEEDS[self.model.kind]

@@ -91,7 +91,9 @@ def build_parts(config: RunConfig, origin: Mapping[str, str] = NOWHERE) -> Parts
         architecture, execution = config.model.architecture(corpus.tokenizer.vocab_size)
         require_memory(architecture)
     torch.manual_seed(derive_seed(config.training.seed, "init"))
-    model = build(architecture, execution).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = build(architecture, config.execution.apply(execution)).to(
+        "cuda" if torch.cuda.is_available() else "cpu"
+    )
     with located("model", origin):
         require_length(model, corpus, config)
     return Parts(config, corpus, model, objective)
