@@ -32,10 +32,12 @@ from transformer.base.stack import BlockConfig, StackConfig
 from transformer.base.transformer import EncoderDecoderConfig
 from transformer.base.wiring import PostNormConfig
 from transformer.enhancements import CATALOG, naive_attention, replace_parts, sdpa_attention
+from transformer.enhancements.architecture.parallel import ParallelConfig
 from transformer.enhancements.attention.grouped_query import GroupedQueryAttentionConfig
 from transformer.enhancements.attention.linear import LinearAttentionConfig
 from transformer.enhancements.attention.multi_head_latent import MultiHeadLatentAttentionConfig
 from transformer.enhancements.attention.sliding_window import SlidingWindowAttentionConfig
+from transformer.enhancements.embedding import NormedEmbeddingConfig
 from transformer.enhancements.feed_forward.gelu import GELUFeedForwardConfig
 from transformer.enhancements.feed_forward.glu import GatedFeedForwardConfig
 from transformer.enhancements.normalization.deep_norm import DeepNormConfig
@@ -105,6 +107,7 @@ OTHER_FORMS = (
     GatedFeedForwardConfig(20, dropout=0.2, bias=True, activation="gelu"),
     BlockConfig(LinearAttentionConfig(HEADS, True), None, position=RotaryPositionConfig()),
     EmbeddingConfig(scaled=False),
+    NormedEmbeddingConfig(multiplier=3.0, norm=LayerNormConfig()),
 )
 """Parts with other values than their defaults, to be held to the same properties."""
 
@@ -204,6 +207,16 @@ def several(
     return DecoderOnlyConfig(VOCAB, WIDTH, decoder), pair
 
 
+def left_to_right(part: Config) -> EncoderDecoderConfig:
+    """An encoder-decoder with `part`, which cannot stand in an encoder, in its decoder: one for all such, to save time."""
+    mixers = [small(kind) for kind in CATALOG.values() if getattr(kind, "causal_only", False)]
+    cross = CrossAttentionConfig(HEADS)
+    blocks = [decoder_block(mixer=mixer, cross_attention=cross) for mixer in mixers if part in mixers]
+    blocks = blocks or [decoder_block(mixer=part, cross_attention=cross)] * LAYERS
+    model = encoder_decoder(decoder_block(), decoder_block())
+    return replace(model, decoder=replace(model.decoder, blocks=tuple(blocks)))
+
+
 def models_with(part: Config) -> tuple[ModelConfig, ...]:
     """The models that hold `part`: a decoder and an encoder-decoder, where both are possible."""
     cross = CrossAttentionConfig(HEADS)
@@ -229,9 +242,9 @@ def models_with(part: Config) -> tuple[ModelConfig, ...]:
     for socket, name in sockets.items():
         if isinstance(part, socket):
             block = decoder_block(**company(part), **{name: part})
-            # what reads from left to right only cannot stand in an encoder
-            encoder = decoder_block(**company(part)) if getattr(part, "causal_only", False) else block
-            return (decoder_only(block), encoder_decoder(encoder, replace(block, cross_attention=cross)))
+            if getattr(part, "causal_only", False):
+                return (decoder_only(block), left_to_right(part))
+            return (decoder_only(block), encoder_decoder(block, replace(block, cross_attention=cross)))
     options = {
         PositionConfig: "position",
         EmbeddingConfig: "embedding",
@@ -248,6 +261,10 @@ def models_with(part: Config) -> tuple[ModelConfig, ...]:
 
 def instance(part: type[Config]) -> Config:
     """A small instance; of what holds other parts, one with small parts."""
+    if part is ParallelConfig:
+        return ParallelConfig(
+            MultiHeadAttentionConfig(HEADS, dropout=0.2), ReluFeedForwardConfig(20), LayerNormConfig()
+        )
     if part is BlockConfig:
         return decoder_block()
     if part is StackConfig:

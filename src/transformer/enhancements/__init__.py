@@ -1,5 +1,6 @@
 """What came after 2017: one paper, one file, one part that plugs into any model by configuration."""
 
+from .architecture.parallel import parallel_blocks
 from .architecture.stochastic_depth import stochastic_depth
 from .attention.chunked import chunked_attention
 from .attention.delta_net import delta_net
@@ -23,6 +24,7 @@ from .attention.soft_cap import soft_cap
 from .attention.triton_flash import triton_attention
 from .catalog import CATALOG
 from .compose import enhance, replace_parts
+from .embedding import untied_embeddings
 from .feed_forward.gelu import gelu
 from .feed_forward.glu import bilinear, geglu, glu, llama_width, reglu, swiglu
 from .feed_forward.mish import mish
@@ -83,6 +85,7 @@ __all__ = [
     "multi_query",
     "naive_attention",
     "no_bias",
+    "parallel_blocks",
     "performer",
     "pool_heads",
     "post_norm",
@@ -109,5 +112,6 @@ __all__ = [
     "transformer_xl",
     "triton_attention",
     "unit_offset_rms_norm",
+    "untied_embeddings",
     "xpos",
 ]

@@ -17,6 +17,7 @@ from ..base.sockets import Config
 from ..base.stack import BlockConfig, StackConfig
 from ..base.transformer import XavierConfig
 from ..base.wiring import PostNormConfig, PreNormConfig
+from .architecture.parallel import ParallelConfig
 from .architecture.stochastic_depth import StochasticDepthConfig
 from .attention.delta_net import DeltaNetConfig
 from .attention.differential import DifferentialAttentionConfig
@@ -28,6 +29,7 @@ from .attention.multi_head_latent import MultiHeadLatentAttentionConfig
 from .attention.performer import PerformerConfig
 from .attention.retention import RetentionConfig
 from .attention.sliding_window import SlidingWindowAttentionConfig
+from .embedding import NormedEmbeddingConfig
 from .feed_forward.gelu import GELUFeedForwardConfig
 from .feed_forward.glu import GatedFeedForwardConfig
 from .feed_forward.mish import MishFeedForwardConfig
@@ -126,6 +128,8 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             DeepNormInitializationConfig,
             # what they are put into
             EmbeddingConfig,
+            NormedEmbeddingConfig,
+            ParallelConfig,
             BlockConfig,
             StackConfig,
         )

@@ -1,5 +1,7 @@
 """Models from files, and into them."""
 
-from .native import MODEL_FILE, load, load_tokenizer_of, model_file
+from .huggingface import to_huggingface
+from .native import MODEL_FILE, load_tokenizer_of, model_file
+from .opening import load
 
-__all__ = ["MODEL_FILE", "load", "load_tokenizer_of", "model_file"]
+__all__ = ["MODEL_FILE", "load", "load_tokenizer_of", "model_file", "to_huggingface"]

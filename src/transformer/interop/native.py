@@ -91,9 +91,10 @@ def _open(path: Path) -> Checkpoint:
 
 def _explain_nothing(path: Path) -> str:
     """Say in one line why there is nothing to load at a path."""
-    if path.suffix == ".gguf" or (path / "config.json").exists():
-        kind = "a .gguf file" if path.suffix == ".gguf" else "a Hugging Face model"
-        return f"{path} looks like {kind}, which cannot be loaded yet; give a run folder or one of its checkpoints"
+    if path.suffix == ".gguf":
+        return (
+            f"{path} looks like a .gguf file, which cannot be loaded yet; give a directory with safetensors"
+        )
     if path.is_dir():
         return (
             f"{path} is neither a run folder (it has no checkpoints/) nor a checkpoint (it has no {MANIFEST}); "

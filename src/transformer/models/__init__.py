@@ -13,17 +13,24 @@ from ..enhancements.catalog import CATALOG
 from .decoder import DecoderOnly, DecoderOnlyConfig
 from .encoder_decoder import Transformer
 from .gpt import GPT, gpt
+from .head import HeadConfig
+from .llama import LLaMA, llama
 
 ModelConfig: TypeAlias = EncoderDecoderConfig | DecoderOnlyConfig
 Model: TypeAlias = EncoderDecoder | DecoderOnly
 
 FAMILIES: Mapping[str, Callable[..., ModelConfig]] = MappingProxyType(
-    {"transformer": transformer, "gpt": gpt}
+    {"transformer": transformer, "gpt": gpt, "llama": llama}
 )
 """The name of each family in a config file, and its function from hyper-parameters to a config."""
 
 KINDS: Mapping[str, type[Config]] = MappingProxyType(
-    {**CATALOG, EncoderDecoderConfig.kind: EncoderDecoderConfig, DecoderOnlyConfig.kind: DecoderOnlyConfig}
+    {
+        **CATALOG,
+        EncoderDecoderConfig.kind: EncoderDecoderConfig,
+        DecoderOnlyConfig.kind: DecoderOnlyConfig,
+        HeadConfig.kind: HeadConfig,
+    }
 )
 """The catalog of parts, and the models they make up: what `utils.codec.decode` needs to read a model's config."""
 
@@ -44,10 +51,13 @@ __all__ = [
     "DecoderOnlyConfig",
     "EncoderDecoder",
     "EncoderDecoderConfig",
+    "HeadConfig",
+    "LLaMA",
     "Model",
     "ModelConfig",
     "Transformer",
     "build",
     "gpt",
+    "llama",
     "transformer",
 ]

@@ -14,6 +14,7 @@ from ..base.sockets import AuxiliaryLosses, Config, Context, Execution, Initiali
 from ..base.stack import Stack, StackConfig, StackState, check_length
 from ..base.transformer import XavierConfig
 from ..enhancements.attention.naive import naive_attention
+from .head import HeadConfig
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class DecoderOnlyConfig(Config):
     embedding: EmbeddingConfig = EmbeddingConfig(scaled=False)
     tie_embeddings: bool = True
     initialization: InitializationConfig = XavierConfig()
+    head: HeadConfig = HeadConfig()
 
 
 class DecoderOnly(nn.Module):
@@ -38,7 +40,7 @@ class DecoderOnly(nn.Module):
         self.execution = execution or Execution(naive_attention)
         self.embedding = config.embedding.build(config.vocab_size, config.d_model)
         self.stack: Stack = config.stack.build(config.d_model)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = config.head.build(config.d_model, config.vocab_size)
         config.initialization.initialize(self)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight

@@ -1,0 +1,106 @@
+"""The world's checkpoints: directories with `config.json` and safetensors, read and written without `transformers`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from ...models import Model, build
+from ...training.strict_json import CheckpointError
+from ...utils.codec import suggest
+from . import gpt2, llama
+from .attributes import Attributes
+from .directory import Shards, read_attributes, write_directory
+from .family import Family, OtherFamilyError
+from .weights import read_weights, write_weights
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {family.model_type: family for part in (gpt2, llama) for family in part.FAMILIES}
+)
+"""The families that can be loaded and saved, by their name in `config.json`."""
+
+
+def load_huggingface(path: Path, dtype: torch.dtype = torch.float32) -> Model:
+    """Return the model of a directory, in eval mode and on the CPU; `load` is the public name."""
+    attributes = read_attributes(path)
+    family = FAMILIES.get(attributes.model_type)
+    if family is None:
+        near = suggest(attributes.model_type, FAMILIES) or f" (known: {', '.join(sorted(FAMILIES))})"
+        raise attributes.fault(f"has model_type {attributes.model_type!r}, which is not known{near}")
+    try:
+        config = family.read(attributes)
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # first weights are drawn and overwritten: the caller's dice stay
+            model = build(config).to(dtype)
+    except CheckpointError:
+        raise
+    except (ValueError, RuntimeError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise attributes.fault(f"describes a model that cannot be built: {reason}") from None
+    source = _Prefixed(Shards(path), family.prefix)
+    tied = {"lm_head.weight"} if config.tie_embeddings else set()
+    read_weights(
+        model, family.rules(config), source, lambda name: name in tied or name.endswith(family.ignored)
+    )
+    return model.eval()
+
+
+def to_huggingface(model: Model, directory: str | Path) -> Path:
+    """Write the model as a directory that `transformers.AutoModel*.from_pretrained` loads; return the directory.
+
+    The family is the first that can express the model's architecture; ValueError if none can.
+    """
+    reasons = []
+    for family in FAMILIES.values():
+        try:
+            attributes = family.write(model.config)
+            described = {"model_type": family.model_type, **attributes}
+            if _without_first_weights(family.read(Attributes(described, "")), model) != model.config:
+                raise OtherFamilyError("it has parts that the family has not")
+        except (OtherFamilyError, ValueError, AttributeError) as reason:
+            reasons.append(f"{family.model_type}: {reason}")
+            continue
+        described |= {
+            "architectures": [family.architecture],
+            "dtype": str(_dtype(model)).removeprefix("torch."),
+        }
+        tensors: dict[str, Tensor] = dict(write_weights(model, family.rules(model.config)))
+        write_directory(Path(directory), described, tensors)
+        return Path(directory)
+    raise ValueError(f"no published family has this architecture ({'; '.join(reasons)})")
+
+
+class _Prefixed:
+    """The tensors of a directory, with the prefix that some checkpoints leave out."""
+
+    def __init__(self, shards: Shards, prefix: str) -> None:
+        self.where, self._shards = shards.where, shards
+        bare = not any(name.startswith(prefix) for name in shards.names)
+        self._names = {
+            f"{prefix}{n}" if bare and not n.startswith("lm_head.") else n: n for n in shards.names
+        }
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._names)
+
+    def get(self, name: str) -> Tensor:
+        return self._shards.get(self._names[name])
+
+
+def _without_first_weights(config: object, model: Model) -> object:
+    """The config with the model's own rule for first weights, which no published config says."""
+    return replace(config, initialization=model.config.initialization)  # type: ignore[type-var]
+
+
+def _dtype(model: Model) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+__all__ = ["FAMILIES", "load_huggingface", "to_huggingface"]

@@ -1,0 +1,85 @@
+"""A `config.json`, read so that nothing is overlooked: every attribute is used, known not to matter, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...training.strict_json import CheckpointError
+
+# fmt: off
+INERT = frozenset(
+    {
+        "_name_or_path", "architectures", "attn_implementation", "auto_map", "begin_suppress_tokens",
+        "bos_token_id", "chunk_size_feed_forward", "cls_token_id", "decoder_start_token_id", "dtype",
+        "eos_token_id", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
+        "gradient_checkpointing", "id2label", "initializer_factor", "initializer_range",
+        "is_encoder_decoder", "keys_to_ignore_at_inference", "label2id", "language", "mask_token_id",
+        "model_type", "num_labels", "output_attentions", "output_hidden_states", "output_past",
+        "pad_token_id", "prefix", "problem_type", "return_dict", "sep_token_id", "suppress_tokens",
+        "task_specific_params", "tie_encoder_decoder", "tokenizer_class", "torch_dtype", "torchscript",
+        "transformers_version", "unk_token_id", "use_bfloat16", "use_cache",
+    }
+)
+# fmt: on
+"""What says nothing about the computation of logits: names, token numbers, first weights, bookkeeping."""
+
+_MISSING = object()
+
+
+class Attributes:
+    """The attributes of one model's `config.json`, each taken once; `finish` refuses what was not taken."""
+
+    def __init__(self, data: Mapping[str, Any], where: str) -> None:
+        self._data, self._where = dict(data), where
+        self.model_type: str = self.take("model_type", str)
+
+    def take(self, name: str, kind: type, default: Any = _MISSING) -> Any:
+        """Return an attribute; `default` stands for one that is absent or null."""
+        value = self._data.pop(name, None)
+        if value is None:
+            if default is _MISSING:
+                raise self.fault(f"has no {name}")
+            return default
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise self.fault(f"has {name} {_show(value)}, which is not of type {kind.__name__}")
+        return value
+
+    def only(self, name: str, *allowed: Any) -> None:
+        """Refuse an attribute unless it is absent, null or one of the values that mean what our model does."""
+        value = self._data.pop(name, None)
+        if value is not None and not any(type(value) is type(one) and value == one for one in allowed):
+            choices = " or ".join(_show(one) for one in allowed)
+            raise self.fault(f"has {name} {_show(value)}, and only {choices} can be loaded")
+
+    def section(self, name: str) -> Attributes | None:
+        """Return an attribute that is a table of attributes, to be taken and finished like this one."""
+        value = self._data.pop(name, None)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.fault(f"has {name} {_show(value)}, which is not a table")
+        return Attributes({"model_type": self.model_type, **value}, f"{self._where}: {name}")
+
+    def has(self, name: str) -> bool:
+        """Whether an attribute is there and not null."""
+        return self._data.get(name) is not None
+
+    def finish(self) -> None:
+        """Refuse whatever was not taken and could matter."""
+        if unknown := sorted(self._data.keys() - INERT):
+            raise self.fault(
+                f"has the attribute {unknown[0]!r}, which is not known for a model of type {self.model_type!r}; "
+                "loading without it might give a different model"
+            )
+
+    def fault(self, reason: str) -> CheckpointError:
+        """An error that names the file."""
+        return CheckpointError(f"{self._where} {reason}")
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,40 @@
+"""What there is to know of a published family: its attributes and its weights, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...models import ModelConfig
+from .attributes import Attributes
+from .weights import Rule
+
+
+class OtherFamilyError(Exception):
+    """A config that a family cannot express; the reason is the message."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of published models.
+
+    model_type, architecture: its names in `config.json`. read: the config that attributes describe. write: the
+    attributes that describe a config; raises `OtherFamilyError`. rules: of the weights of a config's model. prefix: of
+    the names of all weights but the head's; some checkpoints leave it out. ignored: ends of names that hold no weights
+    of ours.
+    """
+
+    model_type: str
+    architecture: str
+    read: Callable[[Attributes], ModelConfig]
+    write: Callable[[Any], dict[str, Any]]
+    rules: Callable[[Any], Sequence[Rule]]
+    prefix: str = "model."
+    ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+
+
+def require(condition: object, reason: str) -> None:
+    """Raise `OtherFamilyError` unless the condition holds."""
+    if not condition:
+        raise OtherFamilyError(reason)

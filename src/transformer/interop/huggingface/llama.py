@@ -1,0 +1,184 @@
+"""LLaMA, Mistral, Qwen2 and Qwen3: one architecture with small differences, which are all in the attributes.
+
+LLaMA (arXiv 2302.13971, 2307.09288, 2407.21783), Mistral (arXiv 2310.06825: a sliding window), Qwen2 (arXiv
+2407.10671: biases on queries, keys and values, a window in some layers), Qwen3 (arXiv 2505.09388: QK-norm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from ...base.normalization import NoNormConfig
+from ...base.stack import BlockConfig, StackConfig
+from ...base.wiring import PreNormConfig
+from ...enhancements.attention.grouped_query import GroupedQueryAttentionConfig
+from ...enhancements.attention.sliding_window import SlidingWindowAttentionConfig
+from ...enhancements.feed_forward.glu import GatedFeedForwardConfig
+from ...enhancements.initialization import GPT2Config
+from ...enhancements.normalization.rms_norm import RMSNormConfig
+from ...enhancements.position.rope import RotaryPositionConfig
+from ...models import DecoderOnlyConfig
+from .attributes import Attributes
+from .family import Family, require
+from .rope import read_rope, write_rope
+from .weights import Rule, linear, same
+
+
+def read(attributes: Attributes, qkv_bias: bool = False, qk_norm: bool = False) -> DecoderOnlyConfig:
+    """Return the config that the attributes of any of these families describe."""
+    d_model, n_heads = attributes.take("hidden_size", int), attributes.take("num_attention_heads", int)
+    kv, width = (
+        attributes.take("num_key_value_heads", int, n_heads),
+        attributes.take("head_dim", int, d_model // n_heads),
+    )
+    n_layers, norm = (
+        attributes.take("num_hidden_layers", int),
+        RMSNormConfig(attributes.take("rms_norm_eps", float, 1e-6)),
+    )
+    bias = attributes.take("attention_bias", bool, False)
+    common: dict[str, Any] = {
+        "n_heads": n_heads,
+        "n_kv_heads": None if kv == n_heads else kv,
+        "d_head": None if width * n_heads == d_model else width,
+        "dropout": attributes.take("attention_dropout", float, 0.0),
+        "bias": bias or qkv_bias,
+        "out_bias": bias if qkv_bias else None,
+        "qk_norm": norm if qk_norm else NoNormConfig(),
+    }
+    for name, *values in (("hidden_act", "silu"), ("pretraining_tp", 1)):
+        attributes.only(name, *values)
+    feed_forward = GatedFeedForwardConfig(
+        attributes.take("intermediate_size", int), bias=attributes.take("mlp_bias", bool, False)
+    )
+    blocks = [
+        BlockConfig(
+            GroupedQueryAttentionConfig(**common)
+            if window is None
+            else SlidingWindowAttentionConfig(**common, window=window),
+            feed_forward,
+            wiring=PreNormConfig(0.0),
+            norm=norm,
+        )
+        for window in read_windows(attributes, n_layers)
+    ]
+    position = read_rope(attributes, attributes.take("max_position_embeddings", int))
+    config = DecoderOnlyConfig(
+        attributes.take("vocab_size", int),
+        d_model,
+        StackConfig(tuple(blocks), position, norm, 0.0),
+        tie_embeddings=attributes.take("tie_word_embeddings", bool, False),
+        initialization=GPT2Config(),
+    )
+    attributes.finish()
+    return config
+
+
+def read_windows(attributes: Attributes, n_layers: int) -> list[int | None]:
+    """The window of each layer, null for full attention: by layer, or from a layer on, or the same for all."""
+    window = attributes.take("sliding_window", int, None)
+    if not attributes.take("use_sliding_window", bool, attributes.model_type == "mistral"):
+        window = None
+    first = attributes.take("max_window_layers", int, 0)
+    kinds = attributes.take("layer_types", list, None)
+    if kinds is None:
+        return [window if layer >= first else None for layer in range(n_layers)]
+    if len(kinds) != n_layers or any(kind not in ("full_attention", "sliding_attention") for kind in kinds):
+        raise attributes.fault(
+            "has layer_types other than full_attention or sliding_attention for each layer"
+        )
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def write(
+    config: DecoderOnlyConfig, model_type: str, qkv_bias: bool = False, qk_norm: bool = False
+) -> dict[str, Any]:
+    """Return the attributes that describe the config; `OtherFamilyError` where none do."""
+    stack = config.stack
+    block, position = stack.blocks[0], stack.position
+    require(
+        isinstance(position, RotaryPositionConfig) and position.layout == "half",
+        "its positions are not rotary",
+    )
+    require(isinstance(block, BlockConfig), "its blocks are not attention and feed-forward")
+    assert isinstance(block, BlockConfig) and isinstance(position, RotaryPositionConfig)
+    mixer, feed_forward, norm = block.mixer, block.feed_forward, block.norm
+    require(isinstance(mixer, GroupedQueryAttentionConfig), "its mixer is not attention by grouped heads")
+    require(isinstance(feed_forward, GatedFeedForwardConfig), "its feed-forward network is not gated")
+    require(isinstance(norm, RMSNormConfig), "its norm is not RMSNorm")
+    assert isinstance(mixer, GroupedQueryAttentionConfig) and isinstance(norm, RMSNormConfig)
+    assert isinstance(feed_forward, GatedFeedForwardConfig)
+    windows = [getattr(one.mixer, "window", None) for one in stack.blocks if isinstance(one, BlockConfig)]
+    found: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": feed_forward.d_ff,
+        "num_hidden_layers": len(stack.blocks),
+        "num_attention_heads": mixer.n_heads,
+        "num_key_value_heads": mixer.n_kv_heads or mixer.n_heads,
+        "head_dim": mixer.head_width(config.d_model),
+        "hidden_act": "silu",
+        "rms_norm_eps": norm.epsilon,
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_dropout": mixer.dropout,
+        "max_position_embeddings": position.max_seq_len or 2048,
+        "rope_parameters": write_rope(position),
+    }
+    if model_type == "llama":
+        found |= {"attention_bias": mixer.bias, "mlp_bias": feed_forward.bias}
+    if model_type == "qwen3":
+        found |= {"attention_bias": mixer.bias}
+    if model_type == "mistral":
+        found |= {"sliding_window": windows[0]}
+    if model_type.startswith("qwen"):
+        kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+        local = [window for window in windows if window is not None]
+        found |= {
+            "layer_types": kinds,
+            "use_sliding_window": bool(local),
+            "sliding_window": local[0] if local else None,
+        }
+    return found
+
+
+def rules(config: DecoderOnlyConfig) -> Sequence[Rule]:
+    """How the weights of any of these families are called."""
+    found = [same("model.embed_tokens.weight", "embedding.weight"), *linear("model.norm", "stack.norm")]
+    for layer, block in enumerate(config.stack.blocks):
+        assert isinstance(block, BlockConfig) and isinstance(block.mixer, GroupedQueryAttentionConfig)
+        assert isinstance(block.feed_forward, GatedFeedForwardConfig)
+        theirs, ours, mixer = f"model.layers.{layer}", f"stack.blocks.{layer}", block.mixer
+        out_bias = mixer.bias if mixer.out_bias is None else mixer.out_bias
+        for name in "qkv":
+            found += linear(f"{theirs}.self_attn.{name}_proj", f"{ours}.mixer.branch.{name}_proj", mixer.bias)
+        found += linear(f"{theirs}.self_attn.o_proj", f"{ours}.mixer.branch.out_proj", out_bias)
+        if not isinstance(mixer.qk_norm, NoNormConfig):
+            for name in "qk":
+                found += linear(f"{theirs}.self_attn.{name}_norm", f"{ours}.mixer.branch.{name}_norm")
+        for name in ("gate", "up", "down"):
+            path = f"{ours}.feed_forward.branch.{name}_proj"
+            found += linear(f"{theirs}.mlp.{name}_proj", path, block.feed_forward.bias)
+        found += linear(f"{theirs}.input_layernorm", f"{ours}.mixer.norm")
+        found += linear(f"{theirs}.post_attention_layernorm", f"{ours}.feed_forward.norm")
+    if not config.tie_embeddings:
+        found.append(same("lm_head.weight", "lm_head.weight"))
+    return found
+
+
+def _family(model_type: str, architecture: str, **options: bool) -> Family:
+    return Family(
+        model_type,
+        architecture,
+        partial(read, **options),
+        partial(write, model_type=model_type, **options),
+        rules,
+    )
+
+
+FAMILIES = (
+    _family("llama", "LlamaForCausalLM"),
+    _family("mistral", "MistralForCausalLM"),
+    _family("qwen2", "Qwen2ForCausalLM", qkv_bias=True),
+    _family("qwen3", "Qwen3ForCausalLM", qk_norm=True),
+)

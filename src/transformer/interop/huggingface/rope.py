@@ -1,0 +1,70 @@
+"""Rotary position in `config.json`: the older dialect (`rope_theta`, `rope_scaling`), the newer (`rope_parameters`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...enhancements.position.rope import RotaryPositionConfig
+from ...enhancements.position.rope_scaling import (
+    LinearRopeScalingConfig,
+    Llama3RopeScalingConfig,
+    NoRopeScalingConfig,
+    RopeScalingConfig,
+)
+from .attributes import Attributes
+
+
+def read_rope(
+    attributes: Attributes, max_seq_len: int, base: float = 10000.0, fraction: float = 1.0, **layout: Any
+) -> RotaryPositionConfig:
+    """Return the rotary position that the attributes describe; a rule that is not known is refused by name."""
+    older = attributes.section("rope_scaling")
+    newer = attributes.section("rope_parameters")
+    if older is not None and newer is not None:
+        raise attributes.fault("has both rope_scaling and rope_parameters; one of them must go")
+    base = attributes.take("rope_theta", float, base)
+    section = newer or older
+    if section is None:
+        return RotaryPositionConfig(base, fraction=fraction, max_seq_len=max_seq_len, **layout)
+    base = section.take("rope_theta", float, base)
+    fraction = section.take("partial_rotary_factor", float, fraction)
+    named = section.take("type", str, "default")
+    scaling = _scaling(section, section.take("rope_type", str, named))
+    section.finish()
+    return RotaryPositionConfig(base, fraction=fraction, scaling=scaling, max_seq_len=max_seq_len, **layout)
+
+
+def _scaling(section: Attributes, kind: str) -> RopeScalingConfig:
+    if kind == "default":
+        return NoRopeScalingConfig()
+    if kind == "linear":
+        return LinearRopeScalingConfig(section.take("factor", float))
+    if kind == "llama3":
+        return Llama3RopeScalingConfig(
+            section.take("factor", float),
+            low_frequency_factor=section.take("low_freq_factor", float),
+            high_frequency_factor=section.take("high_freq_factor", float),
+            original_length=section.take("original_max_position_embeddings", int),
+        )
+    raise section.fault(f"has rope_type {kind!r}, and only default, linear or llama3 can be loaded")
+
+
+def write_rope(position: RotaryPositionConfig) -> dict[str, Any]:
+    """Return the `rope_parameters` of a rotary position."""
+    found: dict[str, Any] = {"rope_theta": position.base, "rope_type": "default"}
+    scaling = position.scaling
+    if position.fraction != 1:
+        found["partial_rotary_factor"] = position.fraction
+    if isinstance(scaling, LinearRopeScalingConfig):
+        found |= {"rope_type": "linear", "factor": scaling.factor}
+    elif isinstance(scaling, Llama3RopeScalingConfig):
+        found |= {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_frequency_factor,
+            "high_freq_factor": scaling.high_frequency_factor,
+            "original_max_position_embeddings": scaling.original_length,
+        }
+    elif not isinstance(scaling, NoRopeScalingConfig):
+        raise ValueError(f"rotary position with {scaling.kind} cannot be written yet")
+    return found
