@@ -138,12 +138,12 @@ def check(kernel: Kernel, cell: Cell, learn: bool = True) -> None:
 def tolerance(dtype: torch.dtype, own: float, largest: float) -> float:
     """What a kernel may be off by, given the definition's own error and the largest entry of the truth.
 
-    bfloat16: twice the definition's error, one rounding of the largest entry, and float32's rounding of terms that
+    Half precisions: twice the definition's error, one rounding of the largest entry, and float32's rounding of terms that
     cancel: where the only key has all the weight the gradient is 0. float32: a gradient that 12 heads share adds up
     hundreds of terms, and is judged by its size.
     """
-    if dtype == torch.bfloat16:
-        return 2 * own + 2**-8 * largest + 1e-6
+    if dtype in (torch.bfloat16, torch.float16):
+        return 2 * own + torch.finfo(dtype).eps / 2 * largest + 1e-6
     return 1e-10 if dtype == torch.float64 else 2e-5 * max(1.0, largest)
 
 

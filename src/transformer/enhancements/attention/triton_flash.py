@@ -67,6 +67,8 @@ def _why_not(q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, scoring: Scoring) ->
         return "a dense bias is not read by these programs"
     if scoring.dropout:
         return "these programs have no dropout"
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return "Triton's interpreter multiplies no bfloat16"
     if not (q.dtype == k.dtype == v.dtype and q.dtype in DTYPES):
         return "these programs take float16, bfloat16 or float32, one for all inputs"
     if max(q.shape[3], v.shape[3]) > WIDEST:
