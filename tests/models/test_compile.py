@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -15,18 +16,45 @@ import torch
 from torch import Tensor
 
 from src.transformer.base import AuxiliaryLosses
-from src.transformer.base.attention import scaled_dot_product_attention
-from src.transformer.base.sockets import Execution
+from src.transformer.base.attention import (
+    CrossAttentionConfig,
+    MultiHeadAttentionConfig,
+    scaled_dot_product_attention,
+)
+from src.transformer.base.feed_forward import ReluFeedForwardConfig
+from src.transformer.base.position import NoPositionConfig
+from src.transformer.base.sockets import (
+    Execution,
+    FeedForwardConfig,
+    MixerConfig,
+    NormConfig,
+    Position,
+    PositionConfig,
+    WiringConfig,
+)
+from src.transformer.base.stack import BlockConfig, StackConfig
 from src.transformer.base.transformer import transformer
-from src.transformer.enhancements import enhance, gelu, pre_norm, rms_norm, rope, sdpa_attention
-from src.transformer.models import build, gpt
+from src.transformer.enhancements import (
+    CATALOG,
+    enhance,
+    gelu,
+    naive_attention,
+    pre_norm,
+    resi_dual,
+    rms_norm,
+    rope,
+    sdpa_attention,
+)
+from src.transformer.enhancements.architecture.parallel import ParallelConfig
+from src.transformer.models import DecoderOnlyConfig, build, gpt
+from tests.catalog import SMALL as FIELDS
 
 SMALL = {"vocab_size": 11, "d_model": 12, "n_heads": 3, "n_layers": 2, "d_ff": 20, "max_seq_len": 16}
-# Between them these hold every part of the catalog that computes.
 CONFIGS: dict[str, Any] = {
     "gpt": gpt(**SMALL),
     "modern_gpt": enhance(gpt(**SMALL), rope(), rms_norm(), gelu("erf")),
     "transformer": transformer(**SMALL),
+    "dual_gpt": enhance(gpt(**SMALL), resi_dual()),
     "modern_transformer": enhance(transformer(**SMALL), pre_norm(), rms_norm(), rope()),
 }
 EXECUTIONS = {
@@ -35,6 +63,7 @@ EXECUTIONS = {
 }
 FAST = [("modern_gpt", name) for name in EXECUTIONS] + [
     ("gpt", "sdpa_attention-checkpointed"),
+    ("dual_gpt", "sdpa_attention-checkpointed"),
     ("transformer", "sdpa_attention-stored"),
     ("modern_transformer", "scaled_dot_product_attention-checkpointed"),
 ]
@@ -68,3 +97,43 @@ def test_a_model_compiles_with_dropout() -> None:
     loss = torch.compile(model, fullgraph=True, backend="eager")(torch.randint(11, (2, 8))).sum()
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+PLAIN = BlockConfig(MultiHeadAttentionConfig(3), ReluFeedForwardConfig(20))
+SOCKETS: dict[str, Any] = {
+    "mixer": MixerConfig,
+    "feed_forward": FeedForwardConfig,
+    "norm": NormConfig,
+    "wiring": WiringConfig,
+    "position": PositionConfig,
+}
+
+
+def blocks_with(socket: str) -> tuple[BlockConfig, ...]:
+    """A block for each part of the catalog that fits the socket; one stack then compiles them all."""
+    blocks = []
+    for kind, part in CATALOG.items():
+        if (
+            not issubclass(part, SOCKETS[socket])
+            or part is CrossAttentionConfig
+            or kind.startswith("resi_dual")
+        ):
+            continue
+        values = {field.name: FIELDS[field.name] for field in fields(part) if field.name in FIELDS}
+        made = ParallelConfig(PLAIN.mixer, PLAIN.feed_forward) if part is ParallelConfig else part(**values)
+        if socket == "position" and type(made.build(12)).embed is not Position.embed:
+            continue  # those belong to a stack: the models above have them
+        blocks.append(replace(PLAIN, **{socket: made}))
+    assert len(blocks) >= 3
+    return tuple(blocks)
+
+
+@pytest.mark.parametrize("socket", SOCKETS)
+def test_every_part_compiles_whole(socket: str) -> None:
+    torch._dynamo.reset()
+    config = DecoderOnlyConfig(11, 12, StackConfig(blocks_with(socket), NoPositionConfig(), dropout=0.0))
+    model = build(config, Execution(naive_attention)).double().eval()
+    inputs = (torch.randint(11, (2, 7)), torch.arange(7) < torch.tensor([[7], [5]]))
+    got = loss_and_gradients(torch.compile(model, fullgraph=True, backend="eager"), model, inputs)
+    for actual, expected in zip(got, loss_and_gradients(model, model, inputs), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)

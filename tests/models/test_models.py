@@ -19,7 +19,7 @@ from transformer.enhancements import (
     rope,
 )
 from transformer.enhancements.position.rope import RotaryPosition
-from transformer.models import FAMILIES, GPT, KINDS, Transformer, build, gpt, transformer
+from transformer.models import FAMILIES, GPT, KINDS, LLaMA, Transformer, build, gpt, transformer
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"vocab_size": 17, "d_model": 16, "n_heads": 2, "n_layers": 2}
@@ -68,9 +68,7 @@ def test_switches_are_enhancements_and_execution() -> None:
 def test_wrong_switches_are_refused_with_the_nearest(model: type) -> None:
     with pytest.raises(TypeError, match=r"^there is no switch 'use_rop'; did you mean 'use_rope'\?$"):
         model(**SMALL, use_rop=True)
-    with pytest.raises(
-        TypeError, match=r"^there is no switch 'xyz'; the switches are use_gqa, use_mqa, .*$"
-    ):
+    with pytest.raises(TypeError, match=r"^there is no switch 'xyz'; the switches are use_gqa, use_mqa, .*$"):
         model(**SMALL, xyz=True)
     with pytest.raises(TypeError, match=r"^use_rope is switched by True or False, got 'yes'$"):
         model(**SMALL, use_rope="yes")
@@ -79,7 +77,8 @@ def test_wrong_switches_are_refused_with_the_nearest(model: type) -> None:
     ):
         model(**SMALL, use_mqa=True, use_gqa=True)
     with pytest.raises(
-        TypeError, match=r"^use_qk_norm has nothing to change: this model has no multi_head_attention or grouped"
+        TypeError,
+        match=r"^use_qk_norm has nothing to change: this model has no multi_head_attention or grouped",
     ):
         model(**SMALL, use_mla=True, use_qk_norm=True)
     with pytest.raises(TypeError, match=r"^there is no switch 'n_head'"):
@@ -100,7 +99,7 @@ def test_a_family_is_a_config_and_a_config_is_a_model() -> None:
         config = family(**SMALL)
         model = build(config)
         assert model.config == config and config.kind in KINDS
-        same = {"gpt": GPT, "transformer": Transformer}[name](**SMALL)
+        same = {"gpt": GPT, "llama": LLaMA, "transformer": Transformer}[name](**SMALL)
         assert [n for n, _ in same.named_parameters()] == [n for n, _ in model.named_parameters()]
 
 

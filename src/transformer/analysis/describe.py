@@ -31,7 +31,7 @@ def parts_tree(config: ModelConfig, model: nn.Module) -> Tree:
     """Return the tree of a model's parts with their settings and numbers of weights; equal blocks are folded.
 
     The weights of a part are its own, so those of the parts of a block add up to the block's; the norms around its
-    parts are counted together. The map to logits has no line: it is the embedding, or is in the model's sum only.
+    parts are counted together. A map to logits that is the embedding has no weights of its own.
     """
     tree = Tree(_line("model", config, _count(model)))
     _grow(tree, config, model)
@@ -42,7 +42,7 @@ def _grow(tree: Tree, config: Any, module: nn.Module | None) -> None:
     """Add the parts of a config below its node; `module` is what it was built into."""
     values = {entry.name: getattr(config, entry.name) for entry in fields(config)}
     modules = {name: _find(module, name) for name in values}
-    counts = {name: _count(found) for name, found in modules.items() if found is not None}
+    counts = _count_apart({name: found for name, found in modules.items() if found is not None})
     if module is not None and "norm" not in counts:  # the norms of a block stand in the wirings of its parts
         counts["norm"] = _count(module) - sum(counts.values())
     for name, value in values.items():
@@ -77,6 +77,17 @@ def _line(name: str, config: Any, weights: int | None) -> Text:
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _count_apart(modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    """The weights of each module that none before it has: tied ones belong to the first."""
+    seen: set[nn.Parameter] = set()
+    counts = {}
+    for name, module in modules.items():
+        own = set(module.parameters()) - seen
+        counts[name] = sum(parameter.numel() for parameter in own)
+        seen |= own
+    return counts
 
 
 def _runs(items: tuple[Any, ...]) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """Models from files, and into them."""
 
 from .huggingface import to_huggingface
+from .llama2c import load_llama2c
 from .native import MODEL_FILE, load_tokenizer_of, model_file
 from .opening import load
 
-__all__ = ["MODEL_FILE", "load", "load_tokenizer_of", "model_file", "to_huggingface"]
+__all__ = ["MODEL_FILE", "load", "load_llama2c", "load_tokenizer_of", "model_file", "to_huggingface"]

@@ -10,14 +10,18 @@ from ..base.sockets import Config, Execution
 from ..base.transformer import EncoderDecoder, EncoderDecoderConfig, transformer
 from ..enhancements.attention.naive import naive_attention
 from ..enhancements.catalog import CATALOG
+from .bert import BERT, bert
 from .decoder import DecoderOnly, DecoderOnlyConfig
 from .encoder_decoder import Transformer
+from .encoder_only import EncoderOnly, EncoderOnlyConfig
 from .gpt import GPT, gpt
 from .head import HeadConfig
 from .llama import LLaMA, llama
+from .masked_head import MaskedHeadConfig, NoHeadConfig
+from .pooler import NoPoolerConfig, PoolerConfig
 
-ModelConfig: TypeAlias = EncoderDecoderConfig | DecoderOnlyConfig
-Model: TypeAlias = EncoderDecoder | DecoderOnly
+ModelConfig: TypeAlias = EncoderDecoderConfig | DecoderOnlyConfig | EncoderOnlyConfig
+Model: TypeAlias = EncoderDecoder | DecoderOnly | EncoderOnly
 
 FAMILIES: Mapping[str, Callable[..., ModelConfig]] = MappingProxyType(
     {"transformer": transformer, "gpt": gpt, "llama": llama}
@@ -29,7 +33,12 @@ KINDS: Mapping[str, type[Config]] = MappingProxyType(
         **CATALOG,
         EncoderDecoderConfig.kind: EncoderDecoderConfig,
         DecoderOnlyConfig.kind: DecoderOnlyConfig,
+        EncoderOnlyConfig.kind: EncoderOnlyConfig,
         HeadConfig.kind: HeadConfig,
+        MaskedHeadConfig.kind: MaskedHeadConfig,
+        NoHeadConfig.kind: NoHeadConfig,
+        PoolerConfig.kind: PoolerConfig,
+        NoPoolerConfig.kind: NoPoolerConfig,
     }
 )
 """The catalog of parts, and the models they make up: what `utils.codec.decode` needs to read a model's config."""
@@ -40,10 +49,13 @@ def build(config: ModelConfig, execution: Execution | None = None) -> Model:
     execution = execution or Execution(naive_attention)
     if isinstance(config, EncoderDecoderConfig):
         return EncoderDecoder(config, execution)
+    if isinstance(config, EncoderOnlyConfig):
+        return EncoderOnly(config, execution)
     return DecoderOnly(config, execution)
 
 
 __all__ = [
+    "BERT",
     "FAMILIES",
     "GPT",
     "KINDS",
@@ -51,11 +63,18 @@ __all__ = [
     "DecoderOnlyConfig",
     "EncoderDecoder",
     "EncoderDecoderConfig",
+    "EncoderOnly",
+    "EncoderOnlyConfig",
     "HeadConfig",
     "LLaMA",
+    "MaskedHeadConfig",
     "Model",
     "ModelConfig",
+    "NoHeadConfig",
+    "NoPoolerConfig",
+    "PoolerConfig",
     "Transformer",
+    "bert",
     "build",
     "gpt",
     "llama",

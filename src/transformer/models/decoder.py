@@ -28,7 +28,7 @@ class DecoderOnlyConfig(Config):
     embedding: EmbeddingConfig = EmbeddingConfig(scaled=False)
     tie_embeddings: bool = True
     initialization: InitializationConfig = XavierConfig()
-    head: HeadConfig = HeadConfig()
+    lm_head: HeadConfig = HeadConfig()
 
 
 class DecoderOnly(nn.Module):
@@ -40,7 +40,7 @@ class DecoderOnly(nn.Module):
         self.execution = execution or Execution(naive_attention)
         self.embedding = config.embedding.build(config.vocab_size, config.d_model)
         self.stack: Stack = config.stack.build(config.d_model)
-        self.lm_head = config.head.build(config.d_model, config.vocab_size)
+        self.lm_head = config.lm_head.build(config.d_model, config.vocab_size)
         config.initialization.initialize(self)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight

@@ -56,7 +56,11 @@ def _section(family: str) -> type[ModelSection]:
 
 
 SECTIONS: Mapping[str, type[ModelSection]] = {family: _section(family) for family in FAMILIES}
-FEEDS: Mapping[str, type[ParallelData] | type[TextData]] = {"transformer": ParallelData, "gpt": TextData, "llama": TextData}
+FEEDS: Mapping[str, type[ParallelData] | type[TextData]] = {
+    "transformer": ParallelData,
+    "gpt": TextData,
+    "llama": TextData,
+}
 """The kind of data that each family reads."""
 
 

@@ -91,9 +91,7 @@ def read_windows(attributes: Attributes, n_layers: int) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
-def write(
-    config: DecoderOnlyConfig, model_type: str, qkv_bias: bool = False, qk_norm: bool = False
-) -> dict[str, Any]:
+def write(config: DecoderOnlyConfig, model_type: str) -> dict[str, Any]:
     """Return the attributes that describe the config; `OtherFamilyError` where none do."""
     stack = config.stack
     block, position = stack.blocks[0], stack.position
@@ -166,14 +164,9 @@ def rules(config: DecoderOnlyConfig) -> Sequence[Rule]:
     return found
 
 
-def _family(model_type: str, architecture: str, **options: bool) -> Family:
-    return Family(
-        model_type,
-        architecture,
-        partial(read, **options),
-        partial(write, model_type=model_type, **options),
-        rules,
-    )
+def _family(model_type: str, architecture: str, qkv_bias: bool = False, qk_norm: bool = False) -> Family:
+    reading = partial(read, qkv_bias=qkv_bias, qk_norm=qk_norm)
+    return Family(model_type, architecture, reading, partial(write, model_type=model_type), rules)
 
 
 FAMILIES = (

@@ -51,7 +51,7 @@ def stacked(theirs: str, ours: Sequence[str], sizes: Sequence[int], axis: int = 
     return Rule(
         (theirs,),
         tuple(ours),
-        lambda x: x[0].split(list(sizes), dim=axis),
+        lambda x: torch.split(x[0], list(sizes), dim=axis),
         lambda x: [torch.cat(list(x), dim=axis)],
     )
 
