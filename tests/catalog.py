@@ -208,7 +208,7 @@ def several(
 
 
 def left_to_right(part: Config) -> EncoderDecoderConfig:
-    """An encoder-decoder with `part`, which cannot stand in an encoder, in its decoder: one for all such, to save time."""
+    """An encoder-decoder with `part`, which cannot stand in an encoder, in its decoder; one for all such, for time."""
     mixers = [small(kind) for kind in CATALOG.values() if getattr(kind, "causal_only", False)]
     cross = CrossAttentionConfig(HEADS)
     blocks = [decoder_block(mixer=mixer, cross_attention=cross) for mixer in mixers if part in mixers]
@@ -242,9 +242,8 @@ def models_with(part: Config) -> tuple[ModelConfig, ...]:
     for socket, name in sockets.items():
         if isinstance(part, socket):
             block = decoder_block(**company(part), **{name: part})
-            if getattr(part, "causal_only", False):
-                return (decoder_only(block), left_to_right(part))
-            return (decoder_only(block), encoder_decoder(block, replace(block, cross_attention=cross)))
+            both = encoder_decoder(block, replace(block, cross_attention=cross))
+            return (decoder_only(block), left_to_right(part) if getattr(part, "causal_only", False) else both)
     options = {
         PositionConfig: "position",
         EmbeddingConfig: "embedding",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...base.normalization import LayerNorm
-from ...base.sockets import Context, Enhancement, Layer, MixerConfig, OutputProjection
+from ...base.sockets import Context, Enhancement, Layer, MixerConfig, OutputProjection, Size
 from .recurrence import RecurrentState, Segments, check_causal_context, scan
 from .replacement import head_width, replace_causal_attention
 
@@ -74,7 +74,7 @@ class GatedLinearAttentionConfig(MixerConfig):
     kind: ClassVar[str] = "gated_linear_attention"
     causal_only: ClassVar[bool] = True
     n_heads: Annotated[int, Ge(1)] = 4
-    gate_rank: Annotated[int, Ge(1)] = 16
+    gate_rank: Size = 16
     temperature: Annotated[float, Gt(0)] = 16.0
 
     def build(self, d_model: int) -> GatedLinearAttention:

@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...base.sockets import Context, Enhancement, MixerConfig
+from ...base.sockets import Context, Enhancement, MixerConfig, Size
 from .linear import LinearAttention, causal_linear_attention
 from .recurrence import RecurrentState, Segments
 from .replacement import replace_attention
@@ -71,7 +71,7 @@ class Performer(LinearAttention):
         super().__init__(d_model, n_heads, bias, epsilon)
         width = d_model // n_heads
         count = n_features or 2 * math.ceil(width * math.log(max(width, 2)) / 2)
-        self.register_buffer("directions", orthogonal_directions(count, width))
+        self.register_buffer("directions", orthogonal_directions(count, width).to(torch.get_default_dtype()))
 
     def exponents(self, x: Float[Tensor, "b h t e"]) -> Float[Tensor, "b h t _"]:
         """log φ(x), in the precision of `x`."""
@@ -141,7 +141,7 @@ class PerformerConfig(MixerConfig):
 
     kind: ClassVar[str] = "performer"
     n_heads: Annotated[int, Ge(1)] = 8
-    n_features: Annotated[int, Ge(1)] | None = None
+    n_features: Size | None = None
     bias: bool = False
     epsilon: Annotated[float, Gt(0)] = 1e-6
 
