@@ -54,7 +54,7 @@ EACH = [(family, None) for family in FAMILIES] + [("transformer", switch) for sw
 
 @pytest.mark.parametrize(("family", "switch"), EACH)
 def test_the_weights_of_the_parts_add_up(family: str, switch: str | None) -> None:
-    config = FAMILIES[family](vocab_size=31, d_model=12, n_heads=3, n_layers=4)
+    config = FAMILIES[family](vocab_size=31, d_model=24, n_heads=3, n_layers=4)
     config, _ = apply_switches(config, {switch: True} if switch else {})
     tree, total = tree_of(config)
     assert weights(tree) == total

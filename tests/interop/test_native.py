@@ -22,7 +22,7 @@ from transformer.models import FAMILIES, Model, build, gpt
 from transformer.training.average import WeightAverage
 from transformer.training.checkpoint import CheckpointStore
 
-SMALL: dict[str, Any] = {"vocab_size": 31, "d_model": 16, "n_heads": 4, "n_layers": 2, "max_seq_len": 40}
+SMALL: dict[str, Any] = {"vocab_size": 31, "d_model": 12, "n_heads": 3, "n_layers": 2, "max_seq_len": 40}
 
 
 def save(
@@ -61,7 +61,7 @@ EACH = [(family, None) for family in FAMILIES] + [("gpt", switch) for switch in 
 
 @pytest.mark.parametrize(("family", "switch"), EACH)
 def test_what_is_saved_is_loaded(family: str, switch: str | None, tmp_path: Path) -> None:
-    config, execution = apply_switches(FAMILIES[family](**SMALL), {switch: True} if switch else {})
+    config, execution = apply_switches(FAMILIES[family](**{**SMALL, "d_model": 24}), {switch: True} if switch else {})
     model = build(config, execution).eval()
     loaded = load(save(tmp_path, model))
     assert loaded.config == config and not loaded.training
