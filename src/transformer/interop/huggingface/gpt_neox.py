@@ -13,7 +13,15 @@ from ...enhancements.initialization import GPT2Config
 from ...enhancements.position.rope import RotaryPositionConfig
 from ...models import DecoderOnlyConfig
 from .attributes import Attributes
-from .blocks import Parts, fused, only_head_of_another_task, parts_of, paths_of, read_feed_forward, write_feed_forward
+from .blocks import (
+    Parts,
+    fused,
+    only_head_of_another_task,
+    parts_of,
+    paths_of,
+    read_feed_forward,
+    write_feed_forward,
+)
 from .family import Family, require
 from .rope import read_rope, write_rope
 from .weights import Rule, linear, same

@@ -1,0 +1,108 @@
+"""GPT-NeoX, GPT-J, OPT and BLOOM: published models are ours, and ours are published models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import BloomConfig, GPTJConfig, GPTNeoXConfig, OPTConfig
+
+from tests.interop.huggingface.published import VOCAB, all_double, compare, published, round_trip
+from transformer import load
+
+TOKENS: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+SIZES = TOKENS | {"hidden_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 128}
+NEOX = SIZES | {"intermediate_size": 40}
+GPTJ = TOKENS | {"n_embd": 48, "n_layer": 2, "n_positions": 128}
+OPT = SIZES | {"ffn_dim": 40, "word_embed_proj_dim": 48}
+BLOOM = TOKENS | {"hidden_size": 48, "n_layer": 2}
+PARTIAL = {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.5}
+CONFIGS: dict[str, Any] = {
+    "gpt_neox": GPTNeoXConfig(**NEOX, num_attention_heads=6),
+    "gpt_neox, odd heads": GPTNeoXConfig(**NEOX, num_attention_heads=3, rope_parameters=PARTIAL, hidden_act="gelu_fast"),
+    "gpt_neox, sequential": GPTNeoXConfig(
+        **NEOX, num_attention_heads=12, use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True,
+        rope_parameters=PARTIAL | {"partial_rotary_factor": 1.0},
+    ),
+    "gptj": GPTJConfig(**GPTJ, n_head=3, rotary_dim=6),
+    "gptj, tied": GPTJConfig(**GPTJ, n_head=6, rotary_dim=8, n_inner=40, tie_word_embeddings=True),
+    "opt": OPTConfig(**OPT, num_attention_heads=3),
+    "opt, no biases": OPTConfig(
+        **OPT, num_attention_heads=12, enable_bias=False, activation_function="gelu", tie_word_embeddings=False
+    ),
+    "bloom": BloomConfig(**BLOOM, n_head=6),
+    "bloom, odd heads": BloomConfig(**BLOOM, n_head=3, tie_word_embeddings=False),
+    "bloom, 12 heads": BloomConfig(**BLOOM, n_head=12),
+}  # fmt: skip
+ROUNDED = {"bloom, 12 heads"}
+"""Their slopes are 2^−0.5 and so on in single precision, whatever the model's."""
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_published_model_is_ours_and_ours_is_one(name: str, tmp_path: Path) -> None:
+    theirs = published(CONFIGS[name], tmp_path / "theirs")
+    ours = load(tmp_path / "theirs")
+    compare(theirs, ours, 1e-5)
+    round_trip(theirs, ours, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("name", CONFIGS.keys() - ROUNDED)
+def test_in_double_precision_the_two_are_one_function(name: str, tmp_path: Path) -> None:
+    with all_double():
+        theirs = exact(published(CONFIGS[name], tmp_path, torch.float64))
+        compare(theirs, load(tmp_path, dtype=torch.float64), 1e-11)
+
+
+def exact(model: Any) -> Any:
+    """The model without the numbers that its code rounds to single precision or to eight digits."""
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "embed_positions") and torch.is_tensor(module.embed_positions):
+            positions, width = module.embed_positions.shape
+            turns = 1e4 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+            angles = torch.arange(positions, dtype=torch.float64)[:, None] * turns
+            module.embed_positions = torch.cat([angles.sin(), angles.cos()], dim=1)
+        if type(module).__name__ in ("BloomGelu", "FastGELUActivation"):  # √(2/π) to eight or ten digits
+            model.set_submodule(name, nn.GELU("tanh"))
+    return model
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "post-norm": ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before False, and only True"),
+    "narrow embedding": ("opt", {"word_embed_proj_dim": 32}, "word_embed_proj_dim 32, and only 48"),
+    "norms without weights": ("opt", {"layer_norm_elementwise_affine": False}, "only True can be loaded"),
+    "residual after the norm": (
+        "bloom", {"apply_residual_connection_post_layernorm": True}, "True, and only False can be loaded",
+    ),
+    "unknown function": ("gpt_neox", {"hidden_act": "mish"}, "has hidden_act 'mish', and only relu, gelu_new"),
+    "unknown attribute": ("gptj", {"attention_logit_cap": 3}, "has the attribute 'attention_logit_cap'"),
+    "two widths": ("bloom", {"n_embed": 64}, "has n_embed 64, and only 48 can be loaded"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_be_another_model_is_refused(name: str, tmp_path: Path) -> None:
+    family, changes, message = REFUSED[name]
+    published(CONFIGS[family], tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+
+
+def test_older_attributes_and_tables_mean_the_same(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    theirs = published(CONFIGS["gpt_neox, odd heads"], tmp_path)
+    path = tmp_path / "config.json"
+    data = json.loads(path.read_text())
+    del data["rope_parameters"], data["attention_bias"], data["is_decoder"]
+    path.write_text(json.dumps(data | {"rotary_pct": 0.5, "rotary_emb_base": 20000}))
+    weights = tmp_path / "model.safetensors"
+    save_file(
+        load_file(weights) | {"gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 8, 8).tril()}, weights
+    )
+    compare(theirs, load(tmp_path), 1e-5)
