@@ -1,4 +1,4 @@
-"""GPT-NeoX, GPT-J, OPT and BLOOM: published models are ours, and ours are published models."""
+"""Eight families of decoders, from GPT-NeoX to StableLM: published models are ours, and ours are published models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BloomConfig, GPTJConfig, GPTNeoXConfig, OPTConfig
+from transformers import (
+    BloomConfig,
+    FalconConfig,
+    GPTJConfig,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    OPTConfig,
+    PhiConfig,
+    StableLmConfig,
+)
 
 from tests.interop.huggingface.published import VOCAB, all_double, compare, published, round_trip
 from transformer import load
@@ -19,11 +28,14 @@ SIZES = TOKENS | {"hidden_size": 48, "num_hidden_layers": 2, "max_position_embed
 NEOX = SIZES | {"intermediate_size": 40}
 GPTJ = TOKENS | {"n_embd": 48, "n_layer": 2, "n_positions": 128}
 OPT = SIZES | {"ffn_dim": 40, "word_embed_proj_dim": 48}
+NEO = TOKENS | {"hidden_size": 48, "num_layers": 3, "max_position_embeddings": 128, "window_size": 17}
 BLOOM = TOKENS | {"hidden_size": 48, "n_layer": 2}
 PARTIAL = {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.5}
 CONFIGS: dict[str, Any] = {
     "gpt_neox": GPTNeoXConfig(**NEOX, num_attention_heads=6),
-    "gpt_neox, odd heads": GPTNeoXConfig(**NEOX, num_attention_heads=3, rope_parameters=PARTIAL, hidden_act="gelu_fast"),
+    "gpt_neox, odd heads": GPTNeoXConfig(
+        **NEOX, num_attention_heads=3, rope_parameters=PARTIAL, hidden_act="gelu_fast"
+    ),
     "gpt_neox, sequential": GPTNeoXConfig(
         **NEOX, num_attention_heads=12, use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True,
         rope_parameters=PARTIAL | {"partial_rotary_factor": 1.0},
@@ -37,6 +49,25 @@ CONFIGS: dict[str, Any] = {
     "bloom": BloomConfig(**BLOOM, n_head=6),
     "bloom, odd heads": BloomConfig(**BLOOM, n_head=3, tie_word_embeddings=False),
     "bloom, 12 heads": BloomConfig(**BLOOM, n_head=12),
+    "gpt_neo": GPTNeoConfig(**NEO, num_heads=3, attention_types=[[["global", "local"], 1], [["local"], 1]]),
+    "gpt_neo, untied": GPTNeoConfig(
+        **NEO, num_heads=12, attention_types=[[["global"], 3]], intermediate_size=40, tie_word_embeddings=False
+    ),
+    "falcon": FalconConfig(**SIZES, num_attention_heads=3),
+    "falcon, all heads": FalconConfig(**SIZES, num_attention_heads=6, multi_query=False, bias=True, ffn_hidden_size=40),
+    "falcon, sequential": FalconConfig(**SIZES, num_attention_heads=6, parallel_attn=False, tie_word_embeddings=False),
+    "falcon, new": FalconConfig(**SIZES, num_attention_heads=6, num_kv_heads=2, new_decoder_architecture=True),
+    "falcon, new with one norm": FalconConfig(
+        **SIZES, num_attention_heads=12, num_kv_heads=4, new_decoder_architecture=True, num_ln_in_parallel_attn=1,
+        bias=True,
+    ),
+    "phi": PhiConfig(**NEOX, num_attention_heads=3),
+    "phi, grouped": PhiConfig(**NEOX, num_attention_heads=6, num_key_value_heads=2, tie_word_embeddings=True),
+    "stablelm": StableLmConfig(**NEOX, num_attention_heads=3, num_key_value_heads=3),
+    "stablelm, parallel": StableLmConfig(
+        **NEOX, num_attention_heads=6, num_key_value_heads=2, use_qkv_bias=True, use_parallel_residual=True,
+        tie_word_embeddings=True, rope_parameters=PARTIAL,
+    ),
 }  # fmt: skip
 ROUNDED = {"bloom, 12 heads"}
 """Their slopes are 2^−0.5 and so on in single precision, whatever the model's."""
@@ -48,6 +79,9 @@ def test_a_published_model_is_ours_and_ours_is_one(name: str, tmp_path: Path) ->
     ours = load(tmp_path / "theirs")
     compare(theirs, ours, 1e-5)
     round_trip(theirs, ours, tmp_path / "ours")
+    assert (
+        json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == CONFIGS[name].model_type
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS.keys() - ROUNDED)
@@ -79,6 +113,15 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "unknown function": ("gpt_neox", {"hidden_act": "mish"}, "has hidden_act 'mish', and only relu, gelu_new"),
     "unknown attribute": ("gptj", {"attention_logit_cap": 3}, "has the attribute 'attention_logit_cap'"),
+    "alibi in bfloat16": ("falcon", {"alibi": True}, "has alibi True, and only False can be loaded"),
+    "three norms": (
+        "falcon, new", {"num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn 3, and only 1 or 2 can be loaded",
+    ),
+    "norms of queries": ("phi", {"qk_layernorm": True}, "has qk_layernorm True, and only False"),
+    "norms of each head": ("stablelm", {"qk_layernorm": True}, "has qk_layernorm True, and only False"),
+    "too few kinds": ("gpt_neo", {"attention_types": [[["local"], 2]]}, "for each of its num_layers"),
+    "no pattern": ("gpt_neo", {"attention_types": ["local"]}, "other than pairs of a pattern"),
+    "other kinds": ("gpt_neo", {"attention_layers": ["global"] * 3}, "has attention_layers .*, and only"),
     "two widths": ("bloom", {"n_embed": 64}, "has n_embed 64, and only 48 can be loaded"),
 }  # fmt: skip
 

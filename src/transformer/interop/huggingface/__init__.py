@@ -13,14 +13,18 @@ from torch import Tensor
 from ...models import Model, build
 from ...training.strict_json import CheckpointError
 from ...utils.codec import suggest
-from . import bloom, gpt2, gpt_neox, gptj, llama, opt
+from . import bloom, falcon, gpt2, gpt_neo, gpt_neox, gptj, llama, opt, phi, stablelm
 from .attributes import Attributes
 from .directory import Shards, read_attributes, write_directory
 from .family import Family, OtherFamilyError
 from .weights import read_weights, write_weights
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {family.model_type: family for part in (gpt2, llama, gpt_neox, gptj, opt, bloom) for family in part.FAMILIES}
+    {
+        family.model_type: family
+        for part in (gpt2, llama, gpt_neox, gptj, opt, bloom, falcon, gpt_neo, phi, stablelm)
+        for family in part.FAMILIES
+    }
 )
 """The families that can be loaded and saved, by their name in `config.json`."""
 

@@ -1,5 +1,6 @@
 """GPT-NeoX (arXiv 2204.06745) and Pythia (arXiv 2304.01373): rotary position in a part of each head, attention and
-feed-forward side by side under two norms, or one after the other; queries, keys and values fused head by head."""
+feed-forward side by side under two norms, or one after the other; queries, keys and values fused head by head.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """GPT-J (Wang and Komatsuzaki 2021): attention and feed-forward side by side under one norm, rotary position of
-neighbouring dimensions in the first part of each head, and a bias on the logits."""
+neighbouring dimensions in the first part of each head, and a bias on the logits.
+"""
 
 from __future__ import annotations
 
