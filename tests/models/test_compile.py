@@ -44,6 +44,7 @@ from src.transformer.enhancements import (
     rms_norm,
     rope,
     sdpa_attention,
+    transformer_xl,
 )
 from src.transformer.enhancements.architecture.parallel import ParallelConfig
 from src.transformer.models import DecoderOnlyConfig, build, gpt
@@ -56,6 +57,7 @@ CONFIGS: dict[str, Any] = {
     "transformer": transformer(**SMALL),
     "dual_gpt": enhance(gpt(**SMALL), resi_dual()),
     "modern_transformer": enhance(transformer(**SMALL), pre_norm(), rms_norm(), rope()),
+    "transformer_xl_gpt": enhance(gpt(**SMALL), transformer_xl(5)),
 }
 EXECUTIONS = {
     f"{kernel.__name__}-{'checkpointed' if checkpoint else 'stored'}": Execution(kernel, checkpoint)
@@ -65,6 +67,7 @@ FAST = [("modern_gpt", name) for name in EXECUTIONS] + [
     ("gpt", "sdpa_attention-checkpointed"),
     ("dual_gpt", "sdpa_attention-checkpointed"),
     ("transformer", "sdpa_attention-stored"),
+    ("transformer_xl_gpt", "sdpa_attention-checkpointed"),
     ("modern_transformer", "scaled_dot_product_attention-checkpointed"),
 ]
 EVERY = list(itertools.product(CONFIGS, EXECUTIONS))

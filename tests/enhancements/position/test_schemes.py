@@ -33,7 +33,7 @@ from transformer.enhancements.position.alibi import ALiBiConfig
 from transformer.enhancements.position.rope import RotaryPositionConfig
 from transformer.enhancements.position.schemes import edit_stacks, heads_of
 from transformer.enhancements.position.t5_bias import T5BiasConfig
-from transformer.models import GPT, Transformer, gpt, transformer
+from transformer.models import GPT, Transformer, bert, gpt, transformer
 
 SCHEMES = {
     "rope": rope(),
@@ -191,11 +191,7 @@ def test_a_fused_kernel_may_be_used_with_every_scheme() -> None:
         model(tokens(1, 8)).sum().backward()
 
 
-def test_an_encoder_only_config_reads_both_ways() -> None:
-    class EncoderOnly(type(gpt(11, 16, 2, 1))):  # type: ignore[misc]
-        kind = "encoder_only"
-
-    plain = gpt(11, 16, 2, 1)
-    encoder = EncoderOnly(plain.vocab_size, plain.d_model, plain.stack)
-    assert enhance(encoder, t5_bias()).stack.position == T5BiasConfig(2, "bidirectional")
-    assert enhance(encoder, xpos()).stack.position == RotaryPositionConfig()
+def test_an_encoder_that_stands_alone_reads_both_ways() -> None:
+    config = bert(11, 16, 2, 1)
+    assert enhance(config, t5_bias()).stack.position == T5BiasConfig(2, "bidirectional")
+    assert enhance(config, xpos()).stack.position == RotaryPositionConfig()

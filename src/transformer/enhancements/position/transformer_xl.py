@@ -93,11 +93,11 @@ class TransformerXLAttention(MultiHeadAttention):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, context: Context
     ) -> Float[Tensor, "b t d"]:
-        asked = self.by_distance(q + rearrange(self.position_bias, "h e -> h 1 e"), pairs.queries)
+        asked = self.by_distance(q + self.position_bias[:, None], pairs.queries)
         sought = rearrange(
             torch.stack(self.circle(pairs.keys, q.dtype), dim=-1), "b 1 s p two -> b 1 s (p two)"
         )
-        q = torch.cat([q + rearrange(self.content_bias, "h e -> h 1 e"), asked], dim=-1)
+        q = torch.cat([q + self.content_bias[:, None], asked], dim=-1)
         k = torch.cat([k, sought.expand(*k.shape[:3], -1)], dim=-1)
         if self.window is not None:
             pairs = context.pair(pairs.keys, replace(context.mask, window=self.window))
@@ -105,7 +105,8 @@ class TransformerXLAttention(MultiHeadAttention):
 
     def by_distance(self, q: Float[Tensor, "b h t e"], queries: Layout) -> Float[Tensor, "b h t _"]:
         """The vector whose product with R_j, sines and cosines of j in turn, is q · W_{k,R} R_{i−j}."""
-        weight = rearrange(self.position_proj.weight, "(h e) d -> h e d", h=self.n_heads)
+        # not einops: it notes the type of what it sees first, which a compiler refuses in a checkpointed block
+        weight = self.position_proj.weight.view(self.n_heads, q.shape[-1], -1)
         by_sinusoid = torch.einsum("bhte,hed->bhtd", q, weight)
         by_sinusoid = F.pad(by_sinusoid, (0, by_sinusoid.shape[-1] % 2))  # an odd width ends in a sine
         of_sine, of_cosine = by_sinusoid[..., ::2], by_sinusoid[..., 1::2]
