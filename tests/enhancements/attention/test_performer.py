@@ -141,10 +141,15 @@ def test_large_inputs_neither_overflow_nor_vanish(causal: bool) -> None:
 def test_no_later_key_and_no_other_row_enters_a_divisor() -> None:
     """Not even the last bit of an output changes where later keys, or another row's, become the largest by far."""
     module = randomized(Performer(16, 2, 12, epsilon=1e-3))
+    module.directions *= 6  # so that longer keys have larger features
     x = torch.randn(2, 70, 16, dtype=torch.float64)
     whole = module(x, context_of(layout_of(70)))
     louder = x.clone()
-    louder[0, 40:] *= 30
+    louder[0, 40:] *= 3
+    largest = [
+        module.exponents(module.k_proj(y).unflatten(2, (2, 8)).transpose(1, 2)).max() for y in (x, louder)
+    ]
+    assert largest[1] > largest[0] + 20
     changed = module(louder, context_of(layout_of(70)))
     assert torch.equal(changed[0, :40], whole[0, :40])
     assert torch.equal(changed[1], whole[1])
@@ -166,6 +171,23 @@ def test_a_quiet_document_after_a_loud_one_is_as_alone() -> None:
             here = documents[0] == number
             alone = module(x[:, here], context_of(layout_of(20), causal))
             assert (packed[:, here] - alone).abs().max() <= 1e-12
+
+
+def test_a_document_after_one_of_huge_features_is_finite() -> None:
+    """Where the divisor falls by more than exp can say in float32, nothing decays by a power above 1."""
+    module = Performer(16, 2, 12)
+    with torch.no_grad():
+        module.directions *= 6
+        module.k_proj.weight.copy_(torch.eye(16))
+        x = 0.1 * torch.randn(1, 40, 16)
+        x[:, :20] = module.directions[0].repeat(2) * 8**0.25  # as like a direction as a key can be
+    assert module.exponents(x[:, :1].unflatten(2, (2, 8)).transpose(1, 2)).max() > 100
+    documents, x = torch.arange(40)[None] // 20, x.requires_grad_()
+    packed = module(x, context_of(Layout.of(documents, documents=documents)))
+    packed.sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+    alone = module(x[:, 20:], context_of(layout_of(20)))
+    assert (packed[:, 20:] - alone).abs().max() <= 1e-5
 
 
 def test_the_running_maximum_begins_anew_with_each_run() -> None:
