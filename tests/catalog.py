@@ -266,9 +266,9 @@ def instance(part: type[Config]) -> Config:
         )
     if part is BlockConfig:
         return decoder_block()
-    if part is StackConfig:
+    if issubclass(part, StackConfig):
         mixed = (decoder_block(), decoder_block(feed_forward=None), decoder_block(mixer=None))
-        return StackConfig(mixed, SinusoidalPositionConfig(SMALL["max_seq_len"]), LayerNormConfig(), 0.2)
+        return part(mixed, SinusoidalPositionConfig(SMALL["max_seq_len"]), LayerNormConfig(), 0.2)
     if issubclass(part, RopeScalingConfig):
         return next(scaling for scaling in SCALINGS if type(scaling) is part)
     return small(part)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .interop import load as load
+    from .models import BERT as BERT
     from .models import GPT as GPT
     from .models import LLaMA as LLaMA
     from .models import Transformer as Transformer
 
-_HOMES = {"GPT": ".models", "LLaMA": ".models", "Transformer": ".models", "load": ".interop"}
+_HOMES = {"BERT": ".models", "GPT": ".models", "LLaMA": ".models", "Transformer": ".models", "load": ".interop"}
 
-__all__ = ["GPT", "LLaMA", "Transformer", "load"]
+__all__ = ["BERT", "GPT", "LLaMA", "Transformer", "load"]
 
 
 def __getattr__(name: str) -> object:

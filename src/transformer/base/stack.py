@@ -163,11 +163,15 @@ class Stack(nn.Module):
     ) -> Float[Tensor, "b t d"]:
         """Turn embeddings into the hidden states of the last block."""
         context = replace(context, position=self.position)
-        x = self.dropout(self.position.embed(x, context.layout))
+        x = self.embed(x, context.layout)
         states = [None] * len(self.blocks) if state is None else state.blocks
         for block, kept in zip(self.blocks, states, strict=True):
             x = context.execution.run(block, x, context, kept)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def embed(self, x: Float[Tensor, "b t d"], layout: Layout) -> Float[Tensor, "b t d"]:
+        """Turn token embeddings into the input of the first block."""
+        return self.dropout(self.position.embed(x, layout))  # type: ignore[no-any-return]
 
     def initial_state(self) -> StackState:
         """An empty state for decoding."""

@@ -17,6 +17,7 @@ from ..base.sockets import Config
 from ..base.stack import BlockConfig, StackConfig
 from ..base.transformer import XavierConfig
 from ..base.wiring import PostNormConfig, PreNormConfig
+from .architecture.bert_input import NormedInputStackConfig, SegmentedEmbeddingConfig
 from .architecture.parallel import ParallelConfig
 from .architecture.stochastic_depth import StochasticDepthConfig
 from .attention.delta_net import DeltaNetConfig
@@ -35,7 +36,7 @@ from .feed_forward.glu import GatedFeedForwardConfig
 from .feed_forward.mish import MishFeedForwardConfig
 from .feed_forward.relu_squared import ReLUSquaredFeedForwardConfig
 from .feed_forward.silu import SiLUFeedForwardConfig
-from .initialization import GPT2Config
+from .initialization import GPT2Config, TruncatedNormalConfig
 from .normalization.deep_norm import DeepNormConfig, DeepNormInitializationConfig
 from .normalization.dynamic_tanh import DynamicTanhConfig
 from .normalization.group_norm import GroupNormConfig
@@ -125,13 +126,16 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             # initialization
             XavierConfig,
             GPT2Config,
+            TruncatedNormalConfig,
             DeepNormInitializationConfig,
             # what they are put into
             EmbeddingConfig,
             NormedEmbeddingConfig,
+            SegmentedEmbeddingConfig,
             ParallelConfig,
             BlockConfig,
             StackConfig,
+            NormedInputStackConfig,
         )
     }
 )

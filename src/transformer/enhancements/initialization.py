@@ -1,4 +1,4 @@
-"""The first weights of GPT-2 (Radford et al. 2019, §2.3)."""
+"""The first weights of GPT-2 (Radford et al. 2019, §2.3) and of BERT (its released code)."""
 
 from __future__ import annotations
 
@@ -32,3 +32,19 @@ class GPT2Config(InitializationConfig):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.std)
+
+
+@dataclass(frozen=True)
+class TruncatedNormalConfig(InitializationConfig):
+    """N(0, std²) cut off at two standard deviations for every matrix, zero biases: BERT's."""
+
+    kind: ClassVar[str] = "truncated_normal"
+    std: Annotated[float, Gt(0)] = 0.02
+
+    def initialize(self, model: nn.Module) -> None:
+        """Set the weights of every linear map and embedding in `model`, by type."""
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=self.std, a=-2 * self.std, b=2 * self.std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ..base.transformer import EncoderDecoder
 from ..data import ParallelCorpus, TextCorpus
 from ..generation import translate
-from ..models import DecoderOnly
+from ..models import DecoderOnly, Model
 from .bleu import bleu
 from .perplexity import evaluate_pairs, evaluate_text
 
@@ -77,7 +77,7 @@ def report_text(model: DecoderOnly, corpus: TextCorpus, split: str) -> Report:
 
 
 def report(
-    model: EncoderDecoder | DecoderOnly,
+    model: Model,
     corpus: ParallelCorpus | TextCorpus,
     split: str,
     *,

@@ -2,6 +2,8 @@
 
     pool(h) = tanh(h[first] W + b)     (BERT, arXiv 1810.04805 §3: the token [CLS] stands first)
     mean_pool(h) = Σ h[real] / n       (Sentence-BERT, arXiv 1908.10084 §3)
+
+Cost: d² multiplications a sequence for the first, d additions a token for the second.
 """
 
 from __future__ import annotations

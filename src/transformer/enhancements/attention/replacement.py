@@ -39,6 +39,11 @@ def replace_causal_attention(new: Callable[[Attention], MixerConfig]) -> Enhance
     def apply(config: C) -> C:
         if isinstance(config, EncoderDecoderConfig):
             return replace(config, decoder=everywhere(config.decoder))
+        if config.kind == "encoder_only":
+            raise ValueError(
+                "this kind of attention reads from left to right, and an encoder reads both ways; "
+                "choose linear_attention() or performer(), or a model that writes text"
+            )
         return everywhere(config)  # type: ignore[no-any-return]
 
     return apply

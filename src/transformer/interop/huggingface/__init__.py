@@ -13,16 +13,16 @@ from torch import Tensor
 from ...models import Model, build
 from ...training.strict_json import CheckpointError
 from ...utils.codec import suggest
-from . import bloom, falcon, gpt2, gpt_neo, gpt_neox, gptj, llama, opt, phi, stablelm
+from . import bert, bloom, distilbert, falcon, gpt2, gpt_neo, gpt_neox, gptj, llama, opt, phi, stablelm
 from .attributes import Attributes
 from .directory import Shards, read_attributes, write_directory
-from .family import Family, OtherFamilyError
+from .family import Family, OtherFamilyError, require
 from .weights import read_weights, write_weights
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         family.model_type: family
-        for part in (gpt2, llama, gpt_neox, gptj, opt, bloom, falcon, gpt_neo, phi, stablelm)
+        for part in (gpt2, llama, gpt_neox, gptj, opt, bloom, falcon, gpt_neo, phi, stablelm, bert, distilbert)
         for family in part.FAMILIES
     }
 )
@@ -38,6 +38,9 @@ def load_huggingface(path: Path, dtype: torch.dtype = torch.float32) -> Model:
         raise attributes.fault(f"has model_type {attributes.model_type!r}, which is not known{near}")
     try:
         config = family.read(attributes)
+        source = _Renamed(Shards(path), family)
+        if family.complete is not None:
+            config = family.complete(config, source.names)
         with torch.random.fork_rng(
             devices=[]
         ):  # first weights are drawn and overwritten: the caller's dice stay
@@ -47,7 +50,6 @@ def load_huggingface(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     except (ValueError, RuntimeError, OverflowError) as error:
         reason = str(error).splitlines()[0]
         raise attributes.fault(f"describes a model that cannot be built: {reason}") from None
-    source = _Prefixed(Shards(path), family.prefix)
     tied = {"lm_head.weight"} if config.tie_embeddings else set()
     read_weights(
         model, family.rules(config), source, lambda name: name in tied or name.endswith(family.ignored)
@@ -55,40 +57,51 @@ def load_huggingface(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     return model.eval()
 
 
-def to_huggingface(model: Model, directory: str | Path) -> Path:
+def to_huggingface(model: Model, directory: str | Path, *, model_type: str | None = None) -> Path:
     """Write the model as a directory that `transformers.AutoModel*.from_pretrained` loads; return the directory.
 
-    The family is the first that can express the model's architecture; ValueError if none can.
+    The family is that of `model_type`, or the first that can express the model's architecture; ValueError if none can.
     """
+    if model_type is not None and model_type not in FAMILIES:
+        near = suggest(model_type, FAMILIES) or f"; known are {', '.join(sorted(FAMILIES))}"
+        raise ValueError(f"there is no family {model_type!r}{near}")
     reasons = []
-    for family in FAMILIES.values():
+    for family in FAMILIES.values() if model_type is None else [FAMILIES[model_type]]:
         try:
+            require(isinstance(model.config, family.kind), f"it is not {family.kind.kind}")
             attributes = family.write(model.config)
             described = {"model_type": family.model_type, **attributes}
-            if _without_first_weights(family.read(Attributes(described, "")), model) != model.config:
+            meant = family.read(Attributes(described, ""))
+            if family.complete is not None:
+                names = (name for rule in family.rules(model.config) for name in rule.theirs)
+                meant = family.complete(meant, frozenset(names))
+            if _without_first_weights(meant, model) != model.config:
                 raise OtherFamilyError("it has parts that the family has not")
         except (OtherFamilyError, ValueError, AttributeError) as reason:
             reasons.append(f"{family.model_type}: {reason}")
             continue
-        described |= {
-            "architectures": [family.architecture],
-            "dtype": str(_dtype(model)).removeprefix("torch."),
-        }
+        dtype = str(_dtype(model)).removeprefix("torch.")
+        described = {"architectures": [family.architecture], "dtype": dtype, **described}
         tensors: dict[str, Tensor] = dict(write_weights(model, family.rules(model.config)))
         write_directory(Path(directory), described, tensors)
         return Path(directory)
     raise ValueError(f"no published family has this architecture ({'; '.join(reasons)})")
 
 
-class _Prefixed:
-    """The tensors of a directory, with the prefix that some checkpoints leave out."""
+class _Renamed:
+    """The tensors of a directory by the names of today, with the prefix that some checkpoints leave out."""
 
-    def __init__(self, shards: Shards, prefix: str) -> None:
-        self.where, self._shards = shards.where, shards
+    def __init__(self, shards: Shards, family: Family) -> None:
+        self.where, self._shards, prefix = shards.where, shards, family.prefix
         bare = not any(name.startswith(prefix) for name in shards.names)
-        self._names = {
-            f"{prefix}{n}" if bare and not n.startswith("lm_head.") else n: n for n in shards.names
-        }
+        self._names: dict[str, str] = {}
+        for name in sorted(shards.names):
+            whole = family.rename(f"{prefix}{name}" if bare and not name.startswith("lm_head.") else name)
+            if whole in self._names:
+                raise CheckpointError(
+                    f"{shards.where} has the tensor {name[:200]!r} twice, once as {self._names[whole][:200]!r}"
+                )
+            self._names[whole] = name
 
     @property
     def names(self) -> frozenset[str]:

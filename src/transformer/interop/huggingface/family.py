@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...models import ModelConfig
+from ...models import DecoderOnlyConfig, ModelConfig
 from .attributes import Attributes
 from .weights import Rule
 
@@ -22,7 +22,8 @@ class Family:
     model_type, architecture: its names in `config.json`. read: the config that attributes describe. write: the
     attributes that describe a config; raises `OtherFamilyError`. rules: of the weights of a config's model. prefix: of
     the names of all weights but the head's; some checkpoints leave it out. ignored: ends of names that hold no weights
-    of ours.
+    of ours. complete: the config, told the names of all tensors, where these say more than the attributes. rename: the
+    name that a tensor has today. kind: of config that it describes.
     """
 
     model_type: str
@@ -32,6 +33,9 @@ class Family:
     rules: Callable[[Any], Sequence[Rule]]
     prefix: str = "model."
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    complete: Callable[[Any, frozenset[str]], ModelConfig] | None = None
+    rename: Callable[[str], str] = str
+    kind: type[ModelConfig] = DecoderOnlyConfig
 
 
 def require(condition: object, reason: str) -> None:
