@@ -33,6 +33,7 @@ from transformer.base.transformer import EncoderDecoderConfig
 from transformer.base.wiring import PostNormConfig
 from transformer.enhancements import CATALOG, naive_attention, replace_parts, sdpa_attention
 from transformer.enhancements.architecture.parallel import ParallelConfig
+from transformer.enhancements.architecture.residual_multiplier import ResidualMultiplierConfig
 from transformer.enhancements.attention.grouped_query import GroupedQueryAttentionConfig
 from transformer.enhancements.attention.linear import LinearAttentionConfig
 from transformer.enhancements.attention.multi_head_latent import MultiHeadLatentAttentionConfig
@@ -44,6 +45,7 @@ from transformer.enhancements.normalization.deep_norm import DeepNormConfig
 from transformer.enhancements.normalization.dynamic_tanh import DynamicTanhConfig
 from transformer.enhancements.normalization.group_norm import GroupNormConfig
 from transformer.enhancements.normalization.layer_scale import LayerScaleConfig
+from transformer.enhancements.normalization.non_parametric_layer_norm import NonParametricLayerNormConfig
 from transformer.enhancements.normalization.post_sublayer_norm import PostSublayerNormConfig
 from transformer.enhancements.normalization.resi_dual import ResiDualConfig, ResiDualNormConfig, resi_dual
 from transformer.enhancements.normalization.rms_norm import RMSNormConfig
@@ -81,6 +83,7 @@ SMALL: dict[str, Any] = {
     "beta": 0.6,
     "dropout": 0.2,
     "window": 5,
+    "multiplier": 0.4,
     "kv_rank": 6,
     "d_content": 4,
     "d_rotary": 2,
@@ -93,6 +96,7 @@ MEETING: tuple[tuple[type[NormConfig], type[WiringConfig]], ...] = (
     (GroupNormConfig, PostSublayerNormConfig),
     (DynamicTanhConfig, LayerScaleConfig),
     (UnitOffsetRMSNormConfig, DeepNormConfig),
+    (NonParametricLayerNormConfig, ResidualMultiplierConfig),
 )
 """A norm and a wiring that are proved in the same models, to save time."""
 
@@ -101,6 +105,7 @@ OTHER_FORMS = (
     MultiHeadAttentionConfig(1),
     GroupedQueryAttentionConfig(6, 2, d_head=4, dropout=0.2, bias=True, out_bias=False, scale=0.3),
     GroupedQueryAttentionConfig(4, 1, qk_norm=RMSNormConfig(), soft_cap=1.5, sinks=True),
+    GroupedQueryAttentionConfig(6, 2, d_head=4, qk_norm=RMSNormConfig(), qk_norm_over="projection"),
     SlidingWindowAttentionConfig(4, 2, qk_norm=LayerNormConfig(), sinks=True, window=5),
     MultiHeadLatentAttentionConfig(2, 5, q_rank=7, d_content=3, d_rotary=4, d_value=6),
     GELUFeedForwardConfig(20, bias=False, form="tanh"),

@@ -1,6 +1,7 @@
 """What came after 2017: one paper, one file, one part that plugs into any model by configuration."""
 
 from .architecture.parallel import parallel_blocks
+from .architecture.residual_multiplier import residual_multiplier
 from .architecture.stochastic_depth import stochastic_depth
 from .attention.chunked import chunked_attention
 from .attention.delta_net import delta_net
@@ -35,6 +36,7 @@ from .normalization.deep_norm import deep_norm
 from .normalization.dynamic_tanh import dynamic_tanh
 from .normalization.group_norm import group_norm
 from .normalization.layer_scale import layer_scale
+from .normalization.non_parametric_layer_norm import non_parametric_layer_norm
 from .normalization.post_norm import post_norm
 from .normalization.post_sublayer_norm import post_sublayer_norm
 from .normalization.pre_norm import pre_norm
@@ -85,6 +87,7 @@ __all__ = [
     "multi_query",
     "naive_attention",
     "no_bias",
+    "non_parametric_layer_norm",
     "parallel_blocks",
     "performer",
     "pool_heads",
@@ -97,6 +100,7 @@ __all__ = [
     "replace_parts",
     "resi_dual",
     "retention",
+    "residual_multiplier",
     "rms_norm",
     "rope",
     "sandwich_norm",

@@ -19,6 +19,7 @@ from ..base.transformer import XavierConfig
 from ..base.wiring import PostNormConfig, PreNormConfig
 from .architecture.bert_input import NormedInputStackConfig, SegmentedEmbeddingConfig
 from .architecture.parallel import ParallelConfig
+from .architecture.residual_multiplier import ResidualMultiplierConfig
 from .architecture.stochastic_depth import StochasticDepthConfig
 from .attention.delta_net import DeltaNetConfig
 from .attention.differential import DifferentialAttentionConfig
@@ -41,6 +42,7 @@ from .normalization.deep_norm import DeepNormConfig, DeepNormInitializationConfi
 from .normalization.dynamic_tanh import DynamicTanhConfig
 from .normalization.group_norm import GroupNormConfig
 from .normalization.layer_scale import LayerScaleConfig
+from .normalization.non_parametric_layer_norm import NonParametricLayerNormConfig
 from .normalization.post_sublayer_norm import PostSublayerNormConfig
 from .normalization.resi_dual import ResiDualConfig, ResiDualNormConfig
 from .normalization.rms_norm import RMSNormConfig
@@ -111,6 +113,7 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             RMSNormConfig,
             UnitOffsetRMSNormConfig,
             ScaleNormConfig,
+            NonParametricLayerNormConfig,
             GroupNormConfig,
             DynamicTanhConfig,
             ResiDualNormConfig,
@@ -133,6 +136,7 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             NormedEmbeddingConfig,
             SegmentedEmbeddingConfig,
             ParallelConfig,
+            ResidualMultiplierConfig,
             BlockConfig,
             StackConfig,
             NormedInputStackConfig,

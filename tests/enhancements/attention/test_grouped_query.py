@@ -72,16 +72,23 @@ def attend(
     return weights @ v, backward
 
 
+def normalize(values: dict[str, Array], w: dict[str, Array], name: str) -> dict[str, Any]:
+    """Normalize the queries and keys among `values`, if there are gains of this name; the ways back."""
+    backs = {}
+    for n in "qk":
+        if f"{n}_{name}" in w:
+            values[n], backs[n] = references.rms_norm(values[n], w[f"{n}_{name}"], 1e-6)
+    return backs
+
+
 def definition(x: Array, w: dict[str, Array], config: Any, seen: Any, positions: Array) -> tuple[Array, Any]:
     """The whole layer, row by row and head by head, with RoPE; and its gradient worked out by hand."""
     h, kv, e = config.n_heads, config.n_kv_heads or config.n_heads, config.head_width(WIDTH)
     scale = e**-0.5 if config.scale is None else config.scale
     flat = {n: references.linear(x, w[f"{n}_proj.weight"], w.get(f"{n}_proj.bias")) for n in "qkv"}
+    joined_norms = normalize(flat, w, "norm.norm.weight")
     heads = {n: y.reshape(*y.shape[:2], -1, e) for n, y in flat.items()}
-    norms: dict[str, Any] = {}
-    for n in "qk":
-        if f"{n}_norm.weight" in w:
-            heads[n], norms[n] = references.rms_norm(heads[n], w[f"{n}_norm.weight"], 1e-6)
+    norms = normalize(heads, w, "norm.weight")
     mixed, backs = np.zeros((*x.shape[:2], h, e)), {}
     for b in range(len(x)):
         for i in range(h):
@@ -109,6 +116,9 @@ def definition(x: Array, w: dict[str, Array], config: Any, seen: Any, positions:
             through = back(d[n])
             d[n], found[f"{n}_norm.weight"] = through["x"], through["weight"]
         found["x"] = np.zeros_like(x)
+        for n, back in joined_norms.items():
+            through = back(d[n].reshape(flat[n].shape))
+            d[n], found[f"{n}_norm.norm.weight"] = through["x"], through["weight"]
         for n in "qkv":
             dx, dw, db = references.linear_gradients(x, w[f"{n}_proj.weight"], d[n].reshape(flat[n].shape))
             found["x"] += dx
@@ -122,6 +132,7 @@ FORMS = {
     "grouped": GroupedQueryAttentionConfig(12, 4, bias=True),
     "one": GroupedQueryAttentionConfig(12, 1, d_head=6, bias=True, out_bias=False, scale=0.4),
     "normed": GroupedQueryAttentionConfig(4, 2, qk_norm=RMSNormConfig()),
+    "normed together": GroupedQueryAttentionConfig(12, 4, qk_norm=RMSNormConfig(), qk_norm_over="projection"),
     "capped": GroupedQueryAttentionConfig(4, soft_cap=0.7),
     "sunk": GroupedQueryAttentionConfig(4, 2, sinks=True),
     "window": SlidingWindowAttentionConfig(4, 2, window=9),

@@ -26,6 +26,12 @@ def unit_offset_rms_norm(x: Array, offset: Array, epsilon: float) -> tuple[Array
     return rms_norm(x, 1.0 + offset, epsilon)
 
 
+def non_parametric_layer_norm(x: Array, epsilon: float) -> tuple[Array, Backward]:
+    """(x − μ) / √(σ² + ε)."""
+    y, back = layer_norm(x, np.ones(x.shape[-1]), np.zeros(x.shape[-1]), epsilon)
+    return y, lambda dy: {"x": back(dy)["x"]}
+
+
 def scale_norm(x: Array, g: Array, epsilon: float) -> tuple[Array, Backward]:
     """g x / ‖x‖, and g x / ε for a vector shorter than ε; token by token."""
     y, lengths = np.zeros_like(x), np.zeros(x.shape[:-1])
@@ -137,6 +143,19 @@ def layer_scale(x: Array, branch: Function, norm: Function, gains: Array) -> tup
         return {"x": dy + first["x"], **weights}
 
     return x + gains * made, backward
+
+
+def residual_multiplier(x: Array, branch: Function, norm: Function, m: float) -> tuple[Array, Backward]:
+    """x + m · f(LN(x))."""
+    inner, back_norm = norm(x)
+    made, back_branch = branch(inner)
+
+    def backward(dy: Array) -> dict[str, Any]:
+        middle = back_branch(m * dy)
+        first = back_norm(middle["x"])
+        return {"x": dy + first["x"], **named("branch", middle), **named("norm", first)}
+
+    return x + m * made, backward
 
 
 def resi_dual(

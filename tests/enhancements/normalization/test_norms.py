@@ -31,6 +31,10 @@ from transformer.enhancements import (
 from transformer.enhancements.attention.qk_norm import qk_norm
 from transformer.enhancements.normalization.dynamic_tanh import DynamicTanh, DynamicTanhConfig
 from transformer.enhancements.normalization.group_norm import GroupNorm, GroupNormConfig
+from transformer.enhancements.normalization.non_parametric_layer_norm import (
+    NonParametricLayerNorm,
+    NonParametricLayerNormConfig,
+)
 from transformer.enhancements.normalization.resi_dual import ResiDualNormConfig
 from transformer.enhancements.normalization.rms_norm import RMSNorm, RMSNormConfig
 from transformer.enhancements.normalization.scale_norm import ScaleNorm, ScaleNormConfig
@@ -45,9 +49,24 @@ each_precision = pytest.mark.parametrize(
 )
 each_norm = pytest.mark.parametrize(
     "norm",
-    [UnitOffsetRMSNormConfig(), ScaleNormConfig(), GroupNormConfig(6), DynamicTanhConfig()],
+    [
+        NonParametricLayerNormConfig(),
+        UnitOffsetRMSNormConfig(),
+        ScaleNormConfig(),
+        GroupNormConfig(6),
+        DynamicTanhConfig(),
+    ],
     ids=lambda norm: norm.kind,
 )
+
+
+@each_precision
+@pytest.mark.parametrize("epsilon", [1e-5, 0.5])
+def test_non_parametric_layer_norm(epsilon: float, dtype: torch.dtype, tolerance: float) -> None:
+    module, x = NonParametricLayerNorm(WIDTH, epsilon), inputs(64, dtype)
+    assert not list(module.parameters())
+    expected = definitions.non_parametric_layer_norm(array(x), epsilon)
+    compare(module(x), {"x": x}, module, expected, tolerance)
 
 
 @each_precision

@@ -33,6 +33,7 @@ from transformer.base.sockets import Context, Layer, Layout, Mask
 from transformer.base.stack import BlockConfig, Stack, StackConfig
 from transformer.base.wiring import PostNormConfig
 from transformer.enhancements import resi_dual
+from transformer.enhancements.architecture.residual_multiplier import ResidualMultiplier
 from transformer.enhancements.normalization.deep_norm import DeepNorm
 from transformer.enhancements.normalization.layer_scale import LayerScale
 from transformer.enhancements.normalization.post_sublayer_norm import PostSublayerNorm
@@ -128,6 +129,15 @@ def test_layer_scale(kind: str, dtype: torch.dtype, tolerance: float) -> None:
         return definitions.layer_scale(x, branch, norm, w["weight"])
 
     check(kind, lambda f: LayerScale(WIDTH, f, LayerNorm(WIDTH)), define, dtype, tolerance)
+
+
+@each_precision
+@each_branch
+def test_residual_multiplier(kind: str, dtype: torch.dtype, tolerance: float) -> None:
+    def define(x: Any, branch: Any, norm: Any, w: Weights) -> Any:
+        return definitions.residual_multiplier(x, branch, norm, 0.22)
+
+    check(kind, lambda f: ResidualMultiplier(f, LayerNorm(WIDTH), 0.0, 0.22), define, dtype, tolerance)
 
 
 @each_precision

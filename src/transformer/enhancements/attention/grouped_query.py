@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -50,8 +50,8 @@ class GroupedQueryAttentionConfig(MixerConfig):
     """Self-attention whose heads may share keys and values.
 
     n_kv_heads: null is as many as `n_heads`. d_head: null is d_model / n_heads. bias: on the queries', keys' and
-    values' projections; out_bias: on the output's, null being as `bias`. qk_norm: of each head's queries and keys.
-    scale: of the products, null being 1/√d_head.
+    values' projections; out_bias: on the output's, null being as `bias`. qk_norm: of queries and keys, of each head or
+    of the whole projection, as `qk_norm_over` says. scale: of the products, null being 1/√d_head.
     """
 
     kind: ClassVar[str] = "grouped_query_attention"
@@ -65,6 +65,7 @@ class GroupedQueryAttentionConfig(MixerConfig):
     soft_cap: Annotated[float, Gt(0)] | None = None
     sinks: bool = False
     scale: Annotated[float, Gt(0)] | None = None
+    qk_norm_over: Literal["head", "projection"] = "head"
 
     def __post_init__(self) -> None:
         if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
@@ -85,8 +86,26 @@ class GroupedQueryAttentionConfig(MixerConfig):
             )
         return d_model // self.n_heads
 
+    def build_qk_norm(self, n_heads: int, d_head: int) -> nn.Module:
+        """The norm of queries or keys in `n_heads` heads."""
+        if self.qk_norm_over == "head" or isinstance(self.qk_norm, NoNormConfig):
+            return self.qk_norm.build(d_head)
+        return JoinedNorm(self.qk_norm.build(n_heads * d_head))
+
     def build(self, d_model: int) -> GroupedQueryAttention:
         return GroupedQueryAttention(d_model, self)
+
+
+class JoinedNorm(nn.Module):
+    """A norm over all heads of a token together, as OLMo 2 (arXiv 2501.00656) normalizes queries and keys."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Float[Tensor, "b h t e"]) -> Float[Tensor, "b h t e"]:
+        """Normalize each token over the entries of its heads."""
+        return _heads(self.norm(rearrange(x, "b h t e -> b t (h e)")), x.shape[1])
 
 
 class GroupedQueryAttention(Layer):
@@ -104,7 +123,7 @@ class GroupedQueryAttention(Layer):
         self.k_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=config.bias)
         self.v_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=config.bias)
         self.out_proj = OutputProjection(n_heads * d_head, d_model, bias=out_bias)
-        self.q_norm, self.k_norm = config.qk_norm.build(d_head), config.qk_norm.build(d_head)
+        self.q_norm, self.k_norm = (config.build_qk_norm(n, d_head) for n in (n_heads, n_kv_heads))
         self.sinks = nn.Parameter(torch.zeros(n_heads)) if config.sinks else None
 
     def forward(

@@ -13,7 +13,23 @@ from torch import Tensor
 from ...models import Model, build
 from ...training.strict_json import CheckpointError
 from ...utils.codec import suggest
-from . import bert, bloom, distilbert, falcon, gpt2, gpt_neo, gpt_neox, gptj, llama, opt, phi, stablelm
+from . import (
+    bert,
+    bloom,
+    distilbert,
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    gptj,
+    granite,
+    llama,
+    olmo,
+    opt,
+    phi,
+    stablelm,
+)
 from .attributes import Attributes
 from .directory import Shards, read_attributes, write_directory
 from .family import Family, OtherFamilyError, require
@@ -22,7 +38,23 @@ from .weights import read_weights, write_weights
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         family.model_type: family
-        for part in (gpt2, llama, gpt_neox, gptj, opt, bloom, falcon, gpt_neo, phi, stablelm, bert, distilbert)
+        for part in (
+            gpt2,
+            llama,
+            gpt_neox,
+            gptj,
+            opt,
+            bloom,
+            falcon,
+            gpt_neo,
+            phi,
+            stablelm,
+            bert,
+            distilbert,
+            gemma,
+            granite,
+            olmo,
+        )
         for family in part.FAMILIES
     }
 )

@@ -47,11 +47,17 @@ class Attributes:
             raise self.fault(f"has {name} {_show(value)}, which is not of type {kind.__name__}")
         return value
 
+    def nullable(self, name: str, kind: type, absent: Any) -> Any:
+        """Return an attribute for which null is a value of its own; `absent` stands for one that is not there."""
+        if name in self._data and not self.has(name):
+            return self._data.pop(name)
+        return self.take(name, kind, absent)
+
     def only(self, name: str, *allowed: Any) -> None:
         """Refuse an attribute unless it is absent, null or one of the values that mean what our model does."""
         value = self._data.pop(name, None)
         if value is not None and not any(type(value) is type(one) and value == one for one in allowed):
-            choices = " or ".join(_show(one) for one in allowed)
+            choices = " or ".join(_show(one) for one in allowed) or "null"
             raise self.fault(f"has {name} {_show(value)}, and only {choices} can be loaded")
 
     def section(self, name: str) -> Attributes | None:

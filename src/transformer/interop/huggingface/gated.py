@@ -108,12 +108,11 @@ def rules(config: DecoderOnlyConfig, norms: Norms) -> Sequence[Rule]:
         for name, path in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("o", "out_proj")):
             found += linear(f"{attention}.{name}_proj", f"{branch}.{path}", mixer.bias)
         if not isinstance(mixer.qk_norm, NoNormConfig):
-            found += linear(f"{attention}.q_norm", f"{branch}.q_norm")
-            found += linear(f"{attention}.k_norm", f"{branch}.k_norm")
+            inner = ".norm" if mixer.qk_norm_over == "projection" else ""
+            for name in ("q_norm", "k_norm"):
+                found += linear(f"{attention}.{name}", f"{branch}.{name}{inner}")
         for name in ("gate_proj", "up_proj", "down_proj"):
-            found += linear(
-                f"{theirs}.mlp.{name}", f"{ours}.feed_forward.branch.{name}", feed_forward.bias
-            )
+            found += linear(f"{theirs}.mlp.{name}", f"{ours}.feed_forward.branch.{name}", feed_forward.bias)
         for name, path in norms.items():
             found += linear(f"{theirs}.{name}", f"{ours}.{path}")
     if norms:

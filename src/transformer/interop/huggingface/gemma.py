@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from ...base.embedding import EmbeddingConfig
-from ...base.normalization import NoNormConfig
 from ...base.sockets import WiringConfig
 from ...base.stack import BlockConfig, StackConfig
 from ...base.wiring import PreNormConfig
@@ -26,7 +25,7 @@ from ...models import DecoderOnlyConfig, HeadConfig
 from .attributes import Attributes
 from .family import Family, require
 from .gated import PRE, SANDWICH, parts_of, read_attention, rules, write_attention
-from .rope import read_rope, write_rope
+from .rope import read_rope, rope_of, write_rope
 from .weights import Rule
 
 FULL, LOCAL = "full_attention", "sliding_attention"
@@ -38,7 +37,8 @@ def read_first(attributes: Attributes) -> DecoderOnlyConfig:
     attributes.only("hidden_act", "gelu", TANH)  # the first releases say gelu, and mean the tanh form
     position = read_rope(attributes, attributes.take("max_position_embeddings", int))
     n_layers = attributes.take("num_hidden_layers", int)
-    return _model(attributes, [None] * n_layers, (position, position), PreNormConfig(0.0))
+    norm, wiring = _norm(attributes), PreNormConfig(0.0)
+    return _model(attributes, norm, [None] * n_layers, (position, position), wiring)
 
 
 def read_second(attributes: Attributes) -> DecoderOnlyConfig:
@@ -47,6 +47,7 @@ def read_second(attributes: Attributes) -> DecoderOnlyConfig:
     position = read_rope(attributes, attributes.take("max_position_embeddings", int))
     return _model(
         attributes,
+        _norm(attributes),
         _windows(attributes, 2),
         (position, position),
         SandwichNormConfig(0.0),
@@ -60,20 +61,22 @@ def read_third(attributes: Attributes) -> DecoderOnlyConfig:
     """Return the config that the attributes of a text model of Gemma 3 describe."""
     attributes.only("hidden_act", TANH)
     attributes.only("attn_logit_softcapping")  # the published code knows the name, and caps nothing
-    windows = _windows(attributes, attributes.take("sliding_window_pattern", int, 6))
+    norm, every = _norm(attributes), attributes.take("sliding_window_pattern", int, 6)
     return _model(
         attributes,
-        windows,
+        norm,
+        _windows(attributes, every),
         _positions(attributes),
         SandwichNormConfig(0.0),
         attributes.nullable("final_logit_softcapping", float, None),
         scale=attributes.take("query_pre_attn_scalar", int, 256) ** -0.5,
-        qk_norm=UnitOffsetRMSNormConfig(_epsilon(attributes)),
+        qk_norm=norm,
     )
 
 
 def _model(
     attributes: Attributes,
+    norm: UnitOffsetRMSNormConfig,
     windows: Sequence[int | None],
     positions: tuple[RotaryPositionConfig, RotaryPositionConfig],
     wiring: WiringConfig,
@@ -85,11 +88,8 @@ def _model(
     attributes.only("use_bidirectional_attention", False)
     attributes.only("cache_implementation", "hybrid", "static", "dynamic")  # how to decode
     attributes.only("_sliding_window_pattern", *range(1025))  # what layer_types were made of
-    d_model, norm = attributes.take("hidden_size", int), UnitOffsetRMSNormConfig(_epsilon(attributes))
-    attributes.take("rms_norm_eps", float, norm.epsilon)
-    feed_forward = GatedFeedForwardConfig(
-        attributes.take("intermediate_size", int), activation="gelu_tanh"
-    )
+    d_model = attributes.take("hidden_size", int)
+    feed_forward = GatedFeedForwardConfig(attributes.take("intermediate_size", int), activation="gelu_tanh")
     full, local = positions
     blocks = [
         BlockConfig(
@@ -114,8 +114,8 @@ def _model(
     return config
 
 
-def _epsilon(attributes: Attributes) -> float:
-    return float(attributes.peek("rms_norm_eps", float, 1e-6))
+def _norm(attributes: Attributes) -> UnitOffsetRMSNormConfig:
+    return UnitOffsetRMSNormConfig(attributes.take("rms_norm_eps", float, 1e-6))
 
 
 def _windows(attributes: Attributes, every: int) -> list[int | None]:
@@ -140,7 +140,7 @@ def _positions(attributes: Attributes) -> tuple[RotaryPositionConfig, RotaryPosi
     if both is None:
         return read_rope(attributes, length, 1e6), RotaryPositionConfig(local, max_seq_len=length)
     attributes.only("rope_scaling")
-    found = read_rope(both, length, 1e6, name=FULL), read_rope(both, length, local, name=LOCAL)
+    found = rope_of(both.section(FULL), length, 1e6), rope_of(both.section(LOCAL), length, local)
     both.finish()
     return found
 

@@ -25,6 +25,9 @@ from .family import Family, require
 from .rope import read_rope, write_rope
 from .weights import Rule, linear, same
 
+KNOWN = {"hidden_act": "silu", "pretraining_tp": 1, "is_llama_config": True, "rope_interleaved": False}
+"""Attributes that have one meaning here; SmolLM has the last two."""
+
 
 def read(attributes: Attributes, qkv_bias: bool = False, qk_norm: bool = False) -> DecoderOnlyConfig:
     """Return the config that the attributes of any of these families describe."""
@@ -47,8 +50,8 @@ def read(attributes: Attributes, qkv_bias: bool = False, qk_norm: bool = False) 
         "out_bias": bias if qkv_bias else None,
         "qk_norm": norm if qk_norm else NoNormConfig(),
     }
-    for name, *values in (("hidden_act", "silu"), ("pretraining_tp", 1)):
-        attributes.only(name, *values)
+    for name, value in KNOWN.items():
+        attributes.only(name, value)
     feed_forward = GatedFeedForwardConfig(
         attributes.take("intermediate_size", int), bias=attributes.take("mlp_bias", bool, False)
     )

@@ -23,7 +23,13 @@ def read_rope(
     if older is not None and newer is not None:
         raise attributes.fault("has both rope_scaling and rope_parameters; one of them must go")
     base = attributes.take("rope_theta", float, base)
-    section = newer or older
+    return rope_of(newer or older, max_seq_len, base, fraction, **layout)
+
+
+def rope_of(
+    section: Attributes | None, max_seq_len: int, base: float, fraction: float = 1.0, **layout: Any
+) -> RotaryPositionConfig:
+    """Return the rotary position that a table of its own describes, if there is one."""
     if section is None:
         return RotaryPositionConfig(base, fraction=fraction, max_seq_len=max_seq_len, **layout)
     base = section.take("rope_theta", float, base)
