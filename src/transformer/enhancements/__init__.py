@@ -32,6 +32,7 @@ from .feed_forward.mish import mish
 from .feed_forward.relu_squared import relu_squared
 from .feed_forward.silu import silu
 from .no_bias import no_bias
+from .normalization.bias_free_layer_norm import bias_free_layer_norm
 from .normalization.deep_norm import deep_norm
 from .normalization.dynamic_tanh import dynamic_tanh
 from .normalization.group_norm import group_norm
@@ -62,6 +63,7 @@ __all__ = [
     "attention_sinks",
     "attention_weights",
     "best_attention",
+    "bias_free_layer_norm",
     "bilinear",
     "bytes_moved",
     "chunked_attention",
@@ -99,8 +101,8 @@ __all__ = [
     "relu_squared",
     "replace_parts",
     "resi_dual",
-    "retention",
     "residual_multiplier",
+    "retention",
     "rms_norm",
     "rope",
     "sandwich_norm",

@@ -38,6 +38,7 @@ from .feed_forward.mish import MishFeedForwardConfig
 from .feed_forward.relu_squared import ReLUSquaredFeedForwardConfig
 from .feed_forward.silu import SiLUFeedForwardConfig
 from .initialization import GPT2Config, TruncatedNormalConfig
+from .normalization.bias_free_layer_norm import BiasFreeLayerNormConfig
 from .normalization.deep_norm import DeepNormConfig, DeepNormInitializationConfig
 from .normalization.dynamic_tanh import DynamicTanhConfig
 from .normalization.group_norm import GroupNormConfig
@@ -113,6 +114,7 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             RMSNormConfig,
             UnitOffsetRMSNormConfig,
             ScaleNormConfig,
+            BiasFreeLayerNormConfig,
             NonParametricLayerNormConfig,
             GroupNormConfig,
             DynamicTanhConfig,

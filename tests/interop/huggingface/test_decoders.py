@@ -15,6 +15,7 @@ from transformers import (
     GPTJConfig,
     GPTNeoConfig,
     GPTNeoXConfig,
+    MptConfig,
     OPTConfig,
     PhiConfig,
     StableLmConfig,
@@ -29,6 +30,7 @@ NEOX = SIZES | {"intermediate_size": 40}
 GPTJ = TOKENS | {"n_embd": 48, "n_layer": 2, "n_positions": 128}
 OPT = SIZES | {"ffn_dim": 40, "word_embed_proj_dim": 48}
 NEO = TOKENS | {"hidden_size": 48, "num_layers": 3, "max_position_embeddings": 128, "window_size": 17}
+MPT = TOKENS | {"d_model": 48, "n_layers": 2, "max_seq_len": 128}
 BLOOM = TOKENS | {"hidden_size": 48, "n_layer": 2}
 PARTIAL = {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.5}
 CONFIGS: dict[str, Any] = {
@@ -61,6 +63,9 @@ CONFIGS: dict[str, Any] = {
         **SIZES, num_attention_heads=12, num_kv_heads=4, new_decoder_architecture=True, num_ln_in_parallel_attn=1,
         bias=True,
     ),
+    "mpt": MptConfig(**MPT, n_heads=6),
+    "mpt, odd heads": MptConfig(**MPT, n_heads=3, tie_word_embeddings=False),
+    "mpt, 12 heads": MptConfig(**MPT, n_heads=12),
     "phi": PhiConfig(**NEOX, num_attention_heads=3),
     "phi, grouped": PhiConfig(**NEOX, num_attention_heads=6, num_key_value_heads=2, tie_word_embeddings=True),
     "stablelm": StableLmConfig(**NEOX, num_attention_heads=3, num_key_value_heads=3),
@@ -69,7 +74,7 @@ CONFIGS: dict[str, Any] = {
         tie_word_embeddings=True, rope_parameters=PARTIAL,
     ),
 }  # fmt: skip
-ROUNDED = {"bloom, 12 heads"}
+ROUNDED = {"bloom, 12 heads", "mpt, 12 heads"}
 """Their slopes are 2^−0.5 and so on in single precision, whatever the model's."""
 
 
@@ -122,6 +127,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "too few kinds": ("gpt_neo", {"attention_types": [[["local"], 2]]}, "for each of its num_layers"),
     "no pattern": ("gpt_neo", {"attention_types": ["local"]}, "other than pairs of a pattern"),
     "other kinds": ("gpt_neo", {"attention_layers": ["global"] * 3}, "has attention_layers .*, and only"),
+    "clipped queries": ("mpt", {"attn_config": {"clip_qkv": 6.0}}, "has clip_qkv 6.0, and only null"),
+    "biases": ("mpt", {"no_bias": False}, "has no_bias False, and only True"),
     "two widths": ("bloom", {"n_embed": 64}, "has n_embed 64, and only 48 can be loaded"),
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ from . import (
     gptj,
     granite,
     llama,
+    mpt,
     olmo,
     opt,
     phi,
@@ -45,15 +46,16 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             gptj,
             opt,
             bloom,
-            falcon,
             gpt_neo,
+            falcon,
             phi,
             stablelm,
-            bert,
-            distilbert,
+            mpt,
             gemma,
+            bert,
             granite,
             olmo,
+            distilbert,
         )
         for family in part.FAMILIES
     }
