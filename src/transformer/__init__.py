@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from .models import LLaMA as LLaMA
     from .models import Transformer as Transformer
 
-_HOMES = {"BERT": ".models", "GPT": ".models", "LLaMA": ".models", "Transformer": ".models", "load": ".interop"}
+_HOMES = {
+    "BERT": ".models",
+    "GPT": ".models",
+    "LLaMA": ".models",
+    "Transformer": ".models",
+    "load": ".interop",
+}
 
 __all__ = ["BERT", "GPT", "LLaMA", "Transformer", "load"]
 

@@ -3,6 +3,7 @@
 from .bpe import BPEConfig, BPETokenizer, read_tokenizer_json
 from .errors import DataError
 from .loading import TokenizerConfig, load_tokenizer, parse_tokenizer
+from .masked import MaskedBatch, MaskedStream, Masking
 from .pairs import PairBatch, PairEvaluation, PairStream
 from .parallel import ParallelCorpus, ParallelData, prepare_parallel
 from .text import TextCorpus, TextData, prepare_text
@@ -24,6 +25,9 @@ __all__ = [
     "CharacterConfig",
     "CharacterTokenizer",
     "DataError",
+    "MaskedBatch",
+    "MaskedStream",
+    "Masking",
     "PairBatch",
     "PairEvaluation",
     "PairStream",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from annotated_types import Ge, Lt
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..base import AuxiliaryLosses
-from ..data import PairBatch, TextBatch
+from ..data import MaskedBatch, PairBatch, TextBatch
 from .cross_entropy import SmoothedCrossEntropy
 
 Smoothing = Literal["uniform", "exclude_gold_and_pad", "wrong_classes"]
@@ -94,6 +94,38 @@ class Causal:
         total, nll = smoothed_cross_entropy(logits, labels, torch.ones_like(labels, dtype=torch.bool), 0.0)
         count = self.count(batch)
         return LossSum(total + count * auxiliary.total(), count, nll)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Predict the hidden tokens from those on both sides (BERT, 1810.04805 §3.1, task 1).
+
+    The model is an encoder. Its map to logits is applied to the hidden tokens only: with 15 % of them hidden, a
+    seventh of its cost and of the memory of the logits.
+    """
+
+    kind: ClassVar[str] = "masked"
+
+    def count(self, batch: MaskedBatch) -> int:
+        return int(batch.chosen.sum())
+
+    def __call__(self, model: nn.Module, batch: MaskedBatch) -> LossSum:
+        auxiliary, encoder = AuxiliaryLosses(), _encoder(model)
+        hidden = encoder.encode(batch.tokens, attention_mask=batch.real, auxiliary=auxiliary)
+        logits, labels = encoder.lm_head(hidden[batch.chosen][None]), batch.labels[batch.chosen][None]
+        total, nll = smoothed_cross_entropy(logits, labels, torch.ones_like(labels, dtype=torch.bool), 0.0)
+        count = self.count(batch)
+        return LossSum(total + count * auxiliary.total(), count, nll)
+
+
+def _encoder(model: nn.Module) -> Any:
+    """The model, if hidden tokens can be asked of it."""
+    if not hasattr(model, "encode") or not hasattr(model, "lm_head") or hasattr(model, "decoder"):
+        raise ValueError(
+            f"the objective 'masked' trains an encoder, such as BERT, and {type(model).__name__} is none; "
+            "choose 'causal' or 'sequence_to_sequence'"
+        )
+    return model
 
 
 def smoothed_cross_entropy(

