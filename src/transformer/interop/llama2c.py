@@ -14,6 +14,7 @@ import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,8 @@ def load_llama2c(path: str | Path) -> DecoderOnly:
             if not torch.isfinite(weights[name]).all():
                 raise CheckpointError(f"{path}: the tensor {name!r} has values that are not finite")
     try:
-        config = llama(**{**sizes, "dropout": 0.0, "tie_embeddings": tied})
+        settings: dict[str, Any] = {**sizes, "dropout": 0.0, "tie_embeddings": tied}
+        config = llama(**settings)
         with torch.random.fork_rng(devices=[]):  # first weights are overwritten: the caller's dice stay
             model = build(config)
         tensors = dict(_ours(weights, sizes, tied))

@@ -44,10 +44,13 @@ def read_attention(
     attributes: Attributes,
     d_model: int,
     windows: Sequence[int | None],
+    settings: Mapping[str, Any],
     d_head: int | None = None,
-    **settings: Any,
 ) -> list[GroupedQueryAttentionConfig]:
-    """Return the attention of each layer; null is a layer without a window. d_head: if no attribute says it."""
+    """Return the attention of each layer; null is a layer without a window.
+
+    settings: of the attention, besides those that these families share. d_head: if no attribute says it.
+    """
     n_heads = attributes.take("num_attention_heads", int)
     kv = attributes.take("num_key_value_heads", int, n_heads)
     width = attributes.take("head_dim", int, d_head or d_model // max(1, n_heads))

@@ -7,7 +7,7 @@ scale of its own; Gemma 3 has no caps, but QK-norm, and windows in five of six l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ def read_first(attributes: Attributes) -> DecoderOnlyConfig:
     position = read_rope(attributes, attributes.take("max_position_embeddings", int))
     n_layers = attributes.take("num_hidden_layers", int)
     norm, wiring = _norm(attributes), PreNormConfig(0.0)
-    return _model(attributes, norm, [None] * n_layers, (position, position), wiring)
+    return _model(attributes, norm, [None] * n_layers, (position, position), wiring, {})
 
 
 def read_second(attributes: Attributes) -> DecoderOnlyConfig:
@@ -51,9 +51,8 @@ def read_second(attributes: Attributes) -> DecoderOnlyConfig:
         _windows(attributes, 2),
         (position, position),
         SandwichNormConfig(0.0),
+        {"soft_cap": attributes.nullable("attn_logit_softcapping", float, 50.0), "scale": _scale(attributes)},
         attributes.nullable("final_logit_softcapping", float, 30.0),
-        soft_cap=attributes.nullable("attn_logit_softcapping", float, 50.0),
-        scale=attributes.take("query_pre_attn_scalar", int, 256) ** -0.5,
     )
 
 
@@ -68,9 +67,8 @@ def read_third(attributes: Attributes) -> DecoderOnlyConfig:
         _windows(attributes, every),
         _positions(attributes),
         SandwichNormConfig(0.0),
+        {"qk_norm": norm, "scale": _scale(attributes)},
         attributes.nullable("final_logit_softcapping", float, None),
-        scale=attributes.take("query_pre_attn_scalar", int, 256) ** -0.5,
-        qk_norm=norm,
     )
 
 
@@ -80,8 +78,8 @@ def _model(
     windows: Sequence[int | None],
     positions: tuple[RotaryPositionConfig, RotaryPositionConfig],
     wiring: WiringConfig,
+    settings: Mapping[str, Any],
     final_cap: float | None = None,
-    **settings: Any,
 ) -> DecoderOnlyConfig:
     """Return the model of what the three have in common. positions: of layers without and with a window."""
     attributes.only("hidden_activation", TANH)
@@ -99,7 +97,7 @@ def _model(
             norm=norm,
             position=local if isinstance(mixer, SlidingWindowAttentionConfig) and local != full else None,
         )
-        for mixer in read_attention(attributes, d_model, windows, 256, **settings)
+        for mixer in read_attention(attributes, d_model, windows, settings, 256)
     ]
     config = DecoderOnlyConfig(
         attributes.take("vocab_size", int),
@@ -112,6 +110,13 @@ def _model(
     )
     attributes.finish()
     return config
+
+
+def _scale(attributes: Attributes) -> float:
+    scalar = attributes.take("query_pre_attn_scalar", int, 256)
+    if scalar < 1:
+        raise attributes.fault(f"has query_pre_attn_scalar {scalar}, which must be 1 or more")
+    return float(scalar**-0.5)
 
 
 def _norm(attributes: Attributes) -> UnitOffsetRMSNormConfig:

@@ -35,7 +35,7 @@ def read(attributes: Attributes) -> DecoderOnlyConfig:
     scale = attributes.take("attention_multiplier", float, 1.0)
     blocks = [
         BlockConfig(mixer, feed_forward, wiring=wiring, norm=norm)
-        for mixer in read_attention(attributes, d_model, [None] * n_layers, scale=scale)
+        for mixer in read_attention(attributes, d_model, [None] * n_layers, {"scale": scale})
     ]
     position = read_rope(attributes, attributes.take("max_position_embeddings", int, 2048))
     multiplier = attributes.take("embedding_multiplier", float, 1.0)

@@ -14,7 +14,6 @@ from ...base.normalization import NoNormConfig
 from ...base.stack import BlockConfig, StackConfig
 from ...base.wiring import PreNormConfig
 from ...enhancements.attention.grouped_query import GroupedQueryAttentionConfig
-from ...enhancements.attention.sliding_window import SlidingWindowAttentionConfig
 from ...enhancements.feed_forward.glu import GatedFeedForwardConfig
 from ...enhancements.initialization import GPT2Config
 from ...enhancements.normalization.rms_norm import RMSNormConfig
@@ -22,6 +21,7 @@ from ...enhancements.position.rope import RotaryPositionConfig
 from ...models import DecoderOnlyConfig
 from .attributes import Attributes
 from .family import Family, require
+from .gated import parts_of, read_attention, write_attention
 from .rope import read_rope, write_rope
 from .weights import Rule, linear, same
 
@@ -31,40 +31,22 @@ KNOWN = {"hidden_act": "silu", "pretraining_tp": 1, "is_llama_config": True, "ro
 
 def read(attributes: Attributes, qkv_bias: bool = False, qk_norm: bool = False) -> DecoderOnlyConfig:
     """Return the config that the attributes of any of these families describe."""
-    d_model, n_heads = attributes.take("hidden_size", int), attributes.take("num_attention_heads", int)
-    kv, width = (
-        attributes.take("num_key_value_heads", int, n_heads),
-        attributes.take("head_dim", int, d_model // n_heads),
-    )
-    n_layers, norm = (
-        attributes.take("num_hidden_layers", int),
-        RMSNormConfig(attributes.take("rms_norm_eps", float, 1e-6)),
-    )
+    for name, value in KNOWN.items():
+        attributes.only(name, value)
+    d_model, n_layers = attributes.take("hidden_size", int), attributes.take("num_hidden_layers", int)
+    norm = RMSNormConfig(attributes.take("rms_norm_eps", float, 1e-6))
     bias = attributes.take("attention_bias", bool, False)
-    common: dict[str, Any] = {
-        "n_heads": n_heads,
-        "n_kv_heads": None if kv == n_heads else kv,
-        "d_head": None if width * n_heads == d_model else width,
-        "dropout": attributes.take("attention_dropout", float, 0.0),
+    own = {
         "bias": bias or qkv_bias,
         "out_bias": bias if qkv_bias else None,
         "qk_norm": norm if qk_norm else NoNormConfig(),
     }
-    for name, value in KNOWN.items():
-        attributes.only(name, value)
     feed_forward = GatedFeedForwardConfig(
         attributes.take("intermediate_size", int), bias=attributes.take("mlp_bias", bool, False)
     )
     blocks = [
-        BlockConfig(
-            GroupedQueryAttentionConfig(**common)
-            if window is None
-            else SlidingWindowAttentionConfig(**common, window=window),
-            feed_forward,
-            wiring=PreNormConfig(0.0),
-            norm=norm,
-        )
-        for window in read_windows(attributes, n_layers)
+        BlockConfig(mixer, feed_forward, wiring=PreNormConfig(0.0), norm=norm)
+        for mixer in read_attention(attributes, d_model, read_windows(attributes, n_layers), own)
     ]
     position = read_rope(attributes, attributes.take("max_position_embeddings", int))
     config = DecoderOnlyConfig(
@@ -96,40 +78,23 @@ def read_windows(attributes: Attributes, n_layers: int) -> list[int | None]:
 
 def write(config: DecoderOnlyConfig, model_type: str) -> dict[str, Any]:
     """Return the attributes that describe the config; `OtherFamilyError` where none do."""
-    stack = config.stack
-    block, position = stack.blocks[0], stack.position
-    require(
-        isinstance(position, RotaryPositionConfig) and position.layout == "half",
-        "its positions are not rotary",
-    )
-    require(isinstance(block, BlockConfig), "its blocks are not attention and feed-forward")
-    assert isinstance(block, BlockConfig) and isinstance(position, RotaryPositionConfig)
-    mixer, feed_forward, norm = block.mixer, block.feed_forward, block.norm
-    require(isinstance(mixer, GroupedQueryAttentionConfig), "its mixer is not attention by grouped heads")
-    require(isinstance(feed_forward, GatedFeedForwardConfig), "its feed-forward network is not gated")
+    found, stack, position = write_attention(config), config.stack, config.stack.position
+    assert isinstance(position, RotaryPositionConfig)
+    require(position.layout == "half", "its positions are rotary by neighbouring pairs")
+    (mixer, feed_forward), norm = parts_of(stack.blocks[0]), stack.norm
     require(isinstance(norm, RMSNormConfig), "its norm is not RMSNorm")
-    assert isinstance(mixer, GroupedQueryAttentionConfig) and isinstance(norm, RMSNormConfig)
-    assert isinstance(feed_forward, GatedFeedForwardConfig)
+    assert isinstance(norm, RMSNormConfig)
     windows = [getattr(one.mixer, "window", None) for one in stack.blocks if isinstance(one, BlockConfig)]
-    found: dict[str, Any] = {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": feed_forward.d_ff,
-        "num_hidden_layers": len(stack.blocks),
-        "num_attention_heads": mixer.n_heads,
-        "num_key_value_heads": mixer.n_kv_heads or mixer.n_heads,
+    found |= {
         "head_dim": mixer.head_width(config.d_model),
         "hidden_act": "silu",
         "rms_norm_eps": norm.epsilon,
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_dropout": mixer.dropout,
-        "max_position_embeddings": position.max_seq_len or 2048,
         "rope_parameters": write_rope(position),
     }
     if model_type == "llama":
-        found |= {"attention_bias": mixer.bias, "mlp_bias": feed_forward.bias}
-    if model_type == "qwen3":
-        found |= {"attention_bias": mixer.bias}
+        found |= {"mlp_bias": feed_forward.bias}
+    if model_type in ("mistral", "qwen2"):  # have no such attribute
+        del found["attention_bias"]
     if model_type == "mistral":
         found |= {"sliding_window": windows[0]}
     if model_type.startswith("qwen"):

@@ -47,7 +47,9 @@ def _model(
     d_model, n_layers = attributes.take("hidden_size", int), attributes.take("num_hidden_layers", int)
     feed_forward = GatedFeedForwardConfig(attributes.take("intermediate_size", int))
     over = "head" if isinstance(qk_norm, NoNormConfig) else "projection"
-    mixers = read_attention(attributes, d_model, [None] * n_layers, qk_norm=qk_norm, qk_norm_over=over)
+    mixers = read_attention(
+        attributes, d_model, [None] * n_layers, {"qk_norm": qk_norm, "qk_norm_over": over}
+    )
     blocks = [BlockConfig(mixer, feed_forward, wiring=wiring, norm=norm) for mixer in mixers]
     position = read_rope(attributes, attributes.take("max_position_embeddings", int, 2048))
     config = DecoderOnlyConfig(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from ...enhancements.position.rope import RotaryPositionConfig
 from ...enhancements.position.rope_scaling import (
@@ -13,9 +13,15 @@ from ...enhancements.position.rope_scaling import (
 )
 from .attributes import Attributes
 
+RopeLayout = Literal["half", "interleaved"]
+
 
 def read_rope(
-    attributes: Attributes, max_seq_len: int, base: float = 10000.0, fraction: float = 1.0, **layout: Any
+    attributes: Attributes,
+    max_seq_len: int,
+    base: float = 10000.0,
+    fraction: float = 1.0,
+    layout: RopeLayout = "half",
 ) -> RotaryPositionConfig:
     """Return the rotary position that the attributes describe; a rule that is not known is refused by name."""
     older = attributes.section("rope_scaling")
@@ -23,21 +29,25 @@ def read_rope(
     if older is not None and newer is not None:
         raise attributes.fault("has both rope_scaling and rope_parameters; one of them must go")
     base = attributes.take("rope_theta", float, base)
-    return rope_of(newer or older, max_seq_len, base, fraction, **layout)
+    return rope_of(newer or older, max_seq_len, base, fraction, layout)
 
 
 def rope_of(
-    section: Attributes | None, max_seq_len: int, base: float, fraction: float = 1.0, **layout: Any
+    section: Attributes | None,
+    max_seq_len: int,
+    base: float,
+    fraction: float = 1.0,
+    layout: RopeLayout = "half",
 ) -> RotaryPositionConfig:
     """Return the rotary position that a table of its own describes, if there is one."""
     if section is None:
-        return RotaryPositionConfig(base, fraction=fraction, max_seq_len=max_seq_len, **layout)
+        return RotaryPositionConfig(base, layout, fraction, max_seq_len=max_seq_len)
     base = section.take("rope_theta", float, base)
     fraction = section.take("partial_rotary_factor", float, fraction)
     named = section.take("type", str, "default")
     scaling = _scaling(section, section.take("rope_type", str, named))
     section.finish()
-    return RotaryPositionConfig(base, fraction=fraction, scaling=scaling, max_seq_len=max_seq_len, **layout)
+    return RotaryPositionConfig(base, layout, fraction, scaling, max_seq_len)
 
 
 def _scaling(section: Attributes, kind: str) -> RopeScalingConfig:
