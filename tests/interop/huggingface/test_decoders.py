@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_a_published_model_is_ours_and_ours_is_one(name: str, tmp_path: Path) ->
     )
 
 
-@pytest.mark.parametrize("name", CONFIGS.keys() - ROUNDED)
+@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - ROUNDED))
 def test_in_double_precision_the_two_are_one_function(name: str, tmp_path: Path) -> None:
     with all_double():
         theirs = exact(published(CONFIGS[name], tmp_path, torch.float64))
@@ -129,6 +130,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "other kinds": ("gpt_neo", {"attention_layers": ["global"] * 3}, "has attention_layers .*, and only"),
     "clipped queries": ("mpt", {"attn_config": {"clip_qkv": 6.0}}, "has clip_qkv 6.0, and only null"),
     "biases": ("mpt", {"no_bias": False}, "has no_bias False, and only True"),
+    "three dimensions turned": (
+        "phi", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.2}}, "turns pairs, but 0.2 of",
+    ),
     "two widths": ("bloom", {"n_embed": 64}, "has n_embed 64, and only 48 can be loaded"),
 }  # fmt: skip
 
@@ -156,3 +160,27 @@ def test_older_attributes_and_tables_mean_the_same(tmp_path: Path) -> None:
         load_file(weights) | {"gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 8, 8).tril()}, weights
     )
     compare(theirs, load(tmp_path), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt_neox", "gptj", "opt", "bloom", "gpt_neo", "falcon, new", "mpt", "phi", "stablelm"]
+)
+def test_numbers_that_no_model_has_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    published(CONFIGS[name], tmp_path)
+    path = tmp_path / "config.json"
+    data = json.loads(path.read_text())
+    numbers = [key for key, value in data.items() if type(value) is int and "token_id" not in key]
+    assert len(numbers) >= 4
+    inert = {"max_seq_len", "pretraining_tp"}  # with ALiBi and in BLOOM they say nothing about the model
+    lengths = {
+        "window_size",
+        "n_positions",
+        "max_position_embeddings",
+    }  # of no tensor, unless positions are learned
+    for key in sorted(set(numbers) - inert):
+        wrong = {0, -1} if key in lengths else {0, -1, 7}
+        for number in wrong - {data[key]}:
+            path.write_text(json.dumps(data | {key: number}))
+            with pytest.raises(ValueError, match=re.escape(str(tmp_path))) as caught:
+                load(tmp_path)
+            assert "\n" not in str(caught.value)

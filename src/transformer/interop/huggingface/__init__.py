@@ -10,9 +10,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from ...models import Model, build
+from ...models import KINDS, Model, build
 from ...training.strict_json import CheckpointError
-from ...utils.codec import suggest
+from ...utils.codec import decode, encode, suggest
 from . import (
     bert,
     bloom,
@@ -75,14 +75,15 @@ def load_huggingface(path: Path, dtype: torch.dtype = torch.float32) -> Model:
         source = _Renamed(Shards(path), family)
         if family.complete is not None:
             config = family.complete(config, source.names)
+        decode(type(config), encode(config), kinds=KINDS)  # numbers within the bounds of each part
         with torch.random.fork_rng(
             devices=[]
         ):  # first weights are drawn and overwritten: the caller's dice stay
             model = build(config).to(dtype)
     except CheckpointError:
         raise
-    except (ValueError, RuntimeError, OverflowError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+        reason = (str(error).splitlines() or ["it does not fit into memory"])[0]
         raise attributes.fault(f"describes a model that cannot be built: {reason}") from None
     tied = {"lm_head.weight"} if config.tie_embeddings else set()
     read_weights(

@@ -14,7 +14,7 @@ from ...base.normalization import LayerNormConfig
 from ...base.stack import StackConfig
 from ...enhancements.attention.grouped_query import GroupedQueryAttentionConfig
 from ...enhancements.initialization import GPT2Config
-from ...enhancements.position.rope import RotaryPositionConfig
+from ...enhancements.position.rope import RotaryPositionConfig, rotary_width
 from ...models import DecoderOnlyConfig
 from .attributes import Attributes
 from .blocks import Order, Parts, fused, parts_of, paths_of, read_feed_forward, write_feed_forward
@@ -48,6 +48,7 @@ def read(attributes: Attributes) -> DecoderOnlyConfig:
     for name in ("alibi", "apply_residual_connection_post_layernorm"):
         attributes.only(name, False)
     position = read_rope(attributes, attributes.take("max_position_embeddings", int, 2048))
+    rotary_width(d_model // n_heads, position.fraction)  # refuses what cannot be turned in pairs
     config = DecoderOnlyConfig(
         attributes.take("vocab_size", int),
         d_model,

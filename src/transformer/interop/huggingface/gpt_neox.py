@@ -11,7 +11,7 @@ from ...base.attention import MultiHeadAttentionConfig
 from ...base.normalization import LayerNormConfig
 from ...base.stack import StackConfig
 from ...enhancements.initialization import GPT2Config
-from ...enhancements.position.rope import RotaryPositionConfig
+from ...enhancements.position.rope import RotaryPositionConfig, rotary_width
 from ...models import DecoderOnlyConfig
 from .attributes import Attributes
 from .blocks import (
@@ -48,6 +48,7 @@ def read(attributes: Attributes) -> DecoderOnlyConfig:
         attributes.take("rotary_emb_base", float, 10000.0),
         attributes.take("rotary_pct", float, 0.25),
     )
+    rotary_width(d_model // mixer.n_heads, position.fraction)  # refuses what cannot be turned in pairs
     config = DecoderOnlyConfig(
         attributes.take("vocab_size", int),
         d_model,

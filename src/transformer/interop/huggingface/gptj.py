@@ -43,6 +43,7 @@ def read(attributes: Attributes) -> DecoderOnlyConfig:
         fraction=turned / (d_model // n_heads),
         max_seq_len=attributes.take("n_positions", int, 2048),
     )
+    rotary_width(d_model // n_heads, position.fraction)  # refuses what cannot be turned in pairs
     config = DecoderOnlyConfig(
         attributes.take("vocab_size", int),
         d_model,

@@ -11,7 +11,7 @@ from ...base.normalization import LayerNormConfig
 from ...base.stack import StackConfig
 from ...enhancements.attention.grouped_query import GroupedQueryAttentionConfig
 from ...enhancements.initialization import GPT2Config
-from ...enhancements.position.rope import RotaryPositionConfig
+from ...enhancements.position.rope import RotaryPositionConfig, rotary_width
 from ...models import DecoderOnlyConfig, HeadConfig
 from .attributes import Attributes
 from .blocks import Parts, parts_of, paths_of, projections, read_feed_forward, write_feed_forward
@@ -43,6 +43,7 @@ def read(attributes: Attributes) -> DecoderOnlyConfig:
         attributes.take("max_position_embeddings", int, 2048),
         fraction=attributes.take("partial_rotary_factor", float, 0.5),
     )
+    rotary_width(d_model // n_heads, position.fraction)  # refuses what cannot be turned in pairs
     config = DecoderOnlyConfig(
         attributes.take("vocab_size", int),
         d_model,

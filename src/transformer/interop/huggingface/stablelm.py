@@ -12,7 +12,7 @@ from ...base.stack import StackConfig
 from ...enhancements.attention.grouped_query import GroupedQueryAttentionConfig
 from ...enhancements.feed_forward.glu import GatedFeedForwardConfig
 from ...enhancements.initialization import GPT2Config
-from ...enhancements.position.rope import RotaryPositionConfig
+from ...enhancements.position.rope import RotaryPositionConfig, rotary_width
 from ...models import DecoderOnlyConfig
 from .attributes import Attributes
 from .blocks import Parts, parts_of, paths_of, projections
@@ -44,6 +44,7 @@ def read(attributes: Attributes) -> DecoderOnlyConfig:
         attributes.take("max_position_embeddings", int, 4096),
         fraction=attributes.take("partial_rotary_factor", float, 0.25),
     )
+    rotary_width(d_model // n_heads, position.fraction)  # refuses what cannot be turned in pairs
     config = DecoderOnlyConfig(
         attributes.take("vocab_size", int),
         d_model,
