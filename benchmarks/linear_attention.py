@@ -1,9 +1,9 @@
 """Time the forms of linear attention against softmax attention, in one process.
 
-`python benchmarks/linear_attention.py`. Each row is one kind of attention at one length: milliseconds of processor time for forward and backward of the
-attention itself (no projections), the least of several runs, and its ratio to softmax attention as it is defined
-(`scaled_dot_product_attention`), at the same batch, heads and widths. `recurrent` is the same attention token by token.
-Forms are timed in turn, round after round, so that a slow moment of the machine falls on all of them.
+`python benchmarks/linear_attention.py`. Each row is one kind of attention at one length: milliseconds of processor time
+for forward and backward of the attention itself (no projections), the least of several runs, and its ratio to softmax
+attention as it is defined (`scaled_dot_product_attention`), at the same batch, heads and widths. `recurrent` is the
+same attention token by token. Forms are timed in turn, so that a slow moment of the machine falls on all of them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from transformer.base.transformer import EncoderDecoder, transformer
 from transformer.enhancements import alibi, enhance, t5_bias
 from transformer.enhancements.switches import apply_switches
-from transformer.models import GPT, DecoderOnly, gpt
+from transformer.models import BERT, GPT, DecoderOnly, gpt
 
 FLAGS = {
     "use_linear_attention": "linear_attention",
@@ -41,6 +41,19 @@ def test_a_flag_replaces_self_attention_and_encoders_where_it_can(flag: str) -> 
         assert cross is None or cross.kind == "cross_attention"
     tokens = torch.randint(20, (2, 7))
     assert EncoderDecoder(config)(tokens, tokens).isfinite().all()
+
+
+@each_flag
+def test_an_encoder_alone_takes_two_of_them_and_refuses_the_rest(flag: str) -> None:
+    if flag not in EVERYWHERE:
+        with pytest.raises(
+            ValueError, match="from left to right, and an encoder reads both ways; choose linear_att"
+        ):
+            BERT(**SIZES, **{flag: True})
+        return
+    model, tokens = BERT(**SIZES, **{flag: True}).eval(), torch.randint(20, (2, 7))
+    real = torch.arange(7) < torch.tensor([[7], [4]])
+    assert (model(tokens, attention_mask=real)[1, :4] - model(tokens[1:, :4])[0]).abs().max() <= 1e-4
 
 
 @each_flag
