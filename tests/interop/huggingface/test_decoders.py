@@ -24,6 +24,8 @@ from transformers import (
 
 from tests.interop.huggingface.published import VOCAB, all_double, compare, published, round_trip
 from transformer import load
+from transformer.interop.huggingface import FAMILIES
+from transformer.interop.huggingface.attributes import Attributes
 
 TOKENS: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 SIZES = TOKENS | {"hidden_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 128}
@@ -184,3 +186,66 @@ def test_numbers_that_no_model_has_are_refused_in_one_line(name: str, tmp_path: 
             with pytest.raises(ValueError, match=re.escape(str(tmp_path))) as caught:
                 load(tmp_path)
             assert "\n" not in str(caught.value)
+
+
+RELEASED: dict[str, dict[str, Any]] = {
+    "mpt-7b": {
+        "model_type": "mpt", "d_model": 4096, "n_heads": 32, "n_layers": 32, "vocab_size": 50432, "max_seq_len": 2048,
+        "attn_config": {
+            "alibi": True, "alibi_bias_max": 8, "attn_impl": "torch", "attn_pdrop": 0, "clip_qkv": None,
+            "attn_type": "multihead_attention", "attn_uses_sequence_id": False, "prefix_lm": False, "qk_ln": False,
+            "softmax_scale": None,
+        },
+        "emb_pdrop": 0, "embedding_fraction": 1.0, "expansion_ratio": 4, "init_device": "cpu", "logit_scale": None,
+        "init_config": {"name": "kaiming_normal_", "init_std": 0.02}, "learned_pos_emb": True, "no_bias": True,
+        "norm_type": "low_precision_layernorm", "resid_pdrop": 0, "tokenizer_name": "EleutherAI/gpt-neox-20b",
+        "use_cache": False, "verbose": 0,
+    },
+    "gpt-j-6b": {
+        "model_type": "gptj", "activation_function": "gelu_new", "attn_pdrop": 0.0, "embd_pdrop": 0.0,
+        "gradient_checkpointing": False, "layer_norm_epsilon": 1e-05, "n_embd": 4096, "n_head": 16, "n_inner": None,
+        "n_layer": 28, "n_positions": 2048, "resid_pdrop": 0.0, "rotary": True, "rotary_dim": 64,
+        "scale_attn_weights": True, "summary_activation": None, "summary_first_dropout": 0.1,
+        "summary_proj_to_labels": True, "summary_type": "cls_index", "summary_use_proj": True,
+        "task_specific_params": {"text-generation": {"max_length": 50}}, "tie_word_embeddings": False,
+        "tokenizer_class": "GPT2Tokenizer", "vocab_size": 50400,
+    },
+    "opt-125m": {
+        "model_type": "opt", "activation_dropout": 0.0, "activation_function": "relu", "attention_dropout": 0.0,
+        "do_layer_norm_before": True, "dropout": 0.1, "ffn_dim": 3072, "hidden_size": 768, "init_std": 0.02,
+        "layerdrop": 0.0, "max_position_embeddings": 2048, "num_attention_heads": 12, "num_hidden_layers": 12,
+        "pad_token_id": 1, "prefix": "</s>", "vocab_size": 50272, "word_embed_proj_dim": 768,
+    },
+    "bloom-560m": {
+        "model_type": "bloom", "apply_residual_connection_post_layernorm": False, "attention_dropout": 0.0,
+        "attention_softmax_in_fp32": True, "bias_dropout_fusion": True, "hidden_dropout": 0.0, "n_embed": 1024,
+        "layer_norm_epsilon": 1e-05, "masked_softmax_fusion": True, "n_inner": None, "n_layer": 24,
+        "num_attention_heads": 16, "offset_alibi": 100, "pretraining_tp": 1, "seq_length": 2048, "skip_bias_add": True,
+        "skip_bias_add_qkv": False, "slow_but_exact": False, "unk_token_id": 0, "vocab_size": 250880,
+    },
+    "falcon-40b": {
+        "model_type": "falcon", "alibi": False, "attention_dropout": 0.0, "auto_map": {}, "bias": False,
+        "hidden_dropout": 0.0, "hidden_size": 8192, "layer_norm_epsilon": 1e-05, "multi_query": True,
+        "new_decoder_architecture": True, "num_attention_heads": 128, "num_hidden_layers": 60, "num_kv_heads": 8,
+        "parallel_attn": True, "vocab_size": 65024,
+    },
+    "pythia-70m": {
+        "model_type": "gpt_neox", "hidden_act": "gelu", "hidden_size": 512, "intermediate_size": 2048,
+        "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "num_attention_heads": 8, "num_hidden_layers": 6,
+        "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False, "use_parallel_residual": True,
+        "vocab_size": 50304,
+    },
+}  # fmt: skip
+"""What the `config.json` of releases of those years say, which is more than `transformers` writes today."""
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_the_attributes_of_releases_are_known(name: str) -> None:
+    data = RELEASED[name]
+    config: Any = FAMILIES[data["model_type"]].read(Attributes(data, "config.json"))
+    assert config.d_model == next(
+        data[key] for key in ("hidden_size", "n_embed", "n_embd", "d_model") if key in data
+    )
+    assert len(config.stack.blocks) == next(
+        data[k] for k in ("num_hidden_layers", "n_layer", "n_layers") if k in data
+    )

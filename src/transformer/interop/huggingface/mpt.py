@@ -43,6 +43,8 @@ def read(attributes: Attributes) -> DecoderOnlyConfig:
         ("embedding_fraction", float),
         ("init_device", str),
         ("verbose", int),
+        ("tokenizer_name", str),
+        ("init_config", dict),  # of the first weights
     ):
         attributes.take(name, kind, None)
     config = DecoderOnlyConfig(
