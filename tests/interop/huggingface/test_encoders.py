@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,10 @@ def test_a_published_model_is_ours_and_ours_is_one(name: str, tmp_path: Path) ->
     ours = load(tmp_path / "theirs")
     assert isinstance(ours, EncoderOnly) and isinstance(ours.config.pooler, NoPoolerConfig)
     compare(theirs, ours, 1e-5)
+    for layer in range(2):  # softmax forgets what all keys have in common, so no logit would miss this one
+        names = [n for n, _ in theirs.named_parameters() if n.endswith(("key.bias", "k_lin.bias"))]
+        biases = theirs.get_parameter(names[layer]), ours.stack.blocks[layer].mixer.branch.k_proj.bias
+        assert torch.equal(*biases) and biases[0].any()
     to_huggingface(ours, tmp_path / "ours", model_type=theirs.config.model_type)
     again, report = type(theirs).from_pretrained(
         tmp_path / "ours", output_loading_info=True, attn_implementation="eager", dtype="auto"
@@ -186,8 +191,6 @@ def test_an_encoder_without_a_map_to_logits(family: str, tmp_path: Path) -> None
 
 def test_bert_as_it_was_first_published(tmp_path: Path) -> None:
     """Both tasks of pre-training in one file, norms by the names of 2018, and attributes that nothing reads."""
-    import json
-
     theirs = published("Bert", "ForPreTraining", tmp_path, torch.float32)
     path, notes = tmp_path / "model.safetensors", {"directionality": "bidi", "pooler_fc_size": 768}
     old = {"weight": "gamma", "bias": "beta"}
@@ -211,6 +214,39 @@ def test_bert_as_it_was_first_published(tmp_path: Path) -> None:
     with torch.no_grad():
         hidden = ours.encode(*ours_of(ours, theirs))
         close(again(**given(theirs)).pooler_output[0], ours.pooler(hidden)[0], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "relu"}, r"has hidden_act 'relu', and only gelu_new, .* can be loaded$"),
+        ({"is_decoder": True}, r"has is_decoder True, and only False can be loaded$"),
+        ({"position_embedding_type": "relative_key"}, r"'relative_key', and only 'absolute' can be loaded$"),
+        ({"surprise": 1}, r"has the attribute 'surprise', which is not known for a model of type 'bert'"),
+        ({"type_vocab_size": 3}, r"has shape \[2, 24\], which does not fit embedding.segments.weight"),
+        (
+            {"model_type": "roberta"},
+            r"has no tensor 'lm_head\.",
+        ),
+    ],
+)
+def test_what_would_be_another_model_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    to_huggingface(BERT(VOCAB, 24, 2, 1, max_seq_len=20), tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+    with pytest.raises(ValueError, match=message) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_classifier_of_others_is_refused(tmp_path: Path) -> None:
+    published("Bert", "ForSequenceClassification", tmp_path, torch.float32)
+    with pytest.raises(
+        ValueError, match=r"has the tensor 'classifier.bias', which its config.json has no use for$"
+    ):
+        load(tmp_path)
 
 
 def test_a_name_given_twice_is_refused(tmp_path: Path) -> None:
