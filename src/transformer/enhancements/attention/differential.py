@@ -93,7 +93,7 @@ class DifferentialAttention(Layer):
     def strength(self) -> Float[Tensor, ""]:
         """λ: how much of the second map is subtracted."""
         first, second = (self.lambda_q * self.lambda_k).sum(-1).exp()
-        return first - second + self.lambda_init
+        return first - second + self.lambda_init  # type: ignore[no-any-return]
 
     def initial_state(self) -> KeyValueCache:
         return KeyValueCache()
