@@ -150,7 +150,14 @@ def find_or_prepare(config: Config, prepare: Callable[[Config, Path], None]) -> 
     A folder in the cache is named after the content of the raw files and the settings.
     """
     path = Path(config.path)
-    if (path / MANIFEST).is_file():
+    try:
+        prepared = (path / MANIFEST).is_file()
+    except (OSError, ValueError) as error:  # such as a name that is longer than any file's can be
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"data.path {config.path[:100]!r} cannot be looked at: {reason}; check its spelling"
+        ) from None
+    if prepared:
         return path
     identity = {
         "format": FORMAT,

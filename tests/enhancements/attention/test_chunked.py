@@ -50,8 +50,8 @@ def test_nothing_is_kept_beside_the_inputs() -> None:
 
 
 def test_scores_are_made_for_chunks_of_the_root_of_the_length() -> None:
-    assert largest_made(400) == 2 * 128 * 20  # 128 queries by √400 keys
-    assert largest_made(900) == 2 * 128 * 30  # queries and keys themselves are 2 × 900 × 4
+    assert largest_made(400) == 2 * 128 * 40  # 128 queries by √(400 · 4) keys
+    assert largest_made(900) == 2 * 128 * 60  # queries and keys themselves are 2 × 900 × 4
 
 
 def test_it_can_be_differentiated_twice() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -138,9 +138,9 @@ def check(kernel: Kernel, cell: Cell, learn: bool = True) -> None:
 def tolerance(dtype: torch.dtype, own: float, largest: float) -> float:
     """What a kernel may be off by, given the definition's own error and the largest entry of the truth.
 
-    Half precisions: twice the definition's error, one rounding of the largest entry, and float32's rounding of terms that
-    cancel: where the only key has all the weight the gradient is 0. float32: a gradient that 12 heads share adds up
-    hundreds of terms, and is judged by its size.
+    Half precisions: twice the definition's error, one rounding of the largest entry, and float32's rounding of terms
+    that cancel: where the only key has all the weight the gradient is 0. float32: a gradient that 12 heads share adds
+    up hundreds of terms, and is judged by its size.
     """
     if dtype in (torch.bfloat16, torch.float16):
         return 2 * own + torch.finfo(dtype).eps / 2 * largest + 1e-6
@@ -178,6 +178,7 @@ def test_flex_attention_is_the_definition(cell: Cell) -> None:
 # ---------------------------------------------------------------- the definition itself, in NumPy
 
 
+@cache
 def by_hand(cell: Cell) -> list[np.ndarray]:
     """Output and gradients, entry by entry of the definition, the mask from its words."""
     pairs, drawn, scoring = inputs_of(cell)
@@ -205,24 +206,28 @@ def by_hand(cell: Cell) -> list[np.ndarray]:
     return [out, d_q, d_k, d_v, *([d_scores] if cell.biased else []), *by_sinks]
 
 
-def visible_by_words(pairs: Pairs) -> Iterator[list[list[bool]]]:
+def visible_by_words(pairs: Pairs) -> list[list[list[bool]]]:
     """Who sees whom, one pair at a time."""
-    queries, keys, mask = pairs.queries, pairs.keys, pairs.mask
+    mask = pairs.mask
 
-    def entry(x: Tensor | None, row: int, index: int) -> int:
-        return 0 if x is None else int(x[row if len(x) > 1 else 0, index])
+    def plain(x: Tensor | None, like: Tensor, otherwise: int) -> list[list[int]]:
+        filled = torch.full_like(like, otherwise) if x is None else x
+        return filled.expand(BATCH, -1).tolist()
+
+    at, of = (plain(layout.positions, layout.positions, 0) for layout in (pairs.queries, pairs.keys))
+    real = plain(pairs.keys.real, pairs.keys.positions, 1)
+    mine, theirs = (plain(x.documents, x.positions, 0) for x in (pairs.queries, pairs.keys))
 
     def sees(row: int, i: int, j: int) -> bool:
-        distance = entry(queries.positions, row, i) - entry(keys.positions, row, j)
+        distance = at[row][i] - of[row][j]
         return (
             not (mask.causal and distance < 0)
             and not (mask.window is not None and abs(distance) >= mask.window)
-            and not (keys.real is not None and not entry(keys.real, row, j))
-            and entry(queries.documents, row, i) == entry(keys.documents, row, j)
+            and bool(real[row][j])
+            and mine[row][i] == theirs[row][j]
         )
 
-    lengths = queries.positions.shape[1], keys.positions.shape[1]
-    return [[[sees(b, i, j) for j in range(lengths[1])] for i in range(lengths[0])] for b in range(BATCH)]
+    return [[[sees(b, i, j) for j in range(len(of[b]))] for i in range(len(at[b]))] for b in range(BATCH)]
 
 
 HAND = [

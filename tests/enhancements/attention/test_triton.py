@@ -58,7 +58,7 @@ FLOATS = {"lse": "*fp32", "delta": "*fp32", "scale": "fp32", "cap": "fp32"}
 INTEGERS = dict.fromkeys(("window", "t", "s", "h", "g"), "i32")
 ARRAYS = dict.fromkeys(("q_at", "k_at", "real", "q_doc", "k_doc"), "*i32")
 flags = ("CAUSAL", "WINDOWED", "PADDED", "PACKED", "ORDERED", "CAPPED", "SINKS")
-for name in ("forward", "backward_queries", "backward_keys"):
+for name in ("forwards", "backward_queries", "backward_keys"):
     program = getattr(kernels, name)
     constants = {flag: True for flag in flags if flag in program.arg_names}
     constants |= {"E": 256, "V": 256, "WIDE_E": 256, "WIDE_V": 256, "ROWS": 32, "COLUMNS": 32}

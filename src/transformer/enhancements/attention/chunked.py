@@ -9,10 +9,10 @@ backward pass computes its scores again. What a chunk of queries needs is itself
 are kept only while it is worked on. No maximum is differentiated by: it cancels.
 
 Unlike FlashAttention this is plain autograd, and can be differentiated as often as one likes. As in the paper chunks
-of keys are about √s long; with `rows` queries at a time, a pass holds `rows`·√s scores and as many summaries: O(√n)
-memory beside inputs, output and a bias, which is dense already. Unlike the paper's, its chunks skip what a mask
-surely empties. Cost: O(t·s·e), scores computed three times in training: in the forward pass and twice in the
-backward one.
+of keys grow as √s: they are √(s·e) long, so that a chunk's scores and the summaries of all chunks are as many. With
+`rows` queries at a time that is O(√n) numbers beside inputs, output and a bias, which is dense already. Unlike the
+paper's, chunks that a mask surely empties are skipped. Cost: O(t·s·e), scores computed three times in training: once
+in the forward pass, twice in the backward one.
 """
 
 from __future__ import annotations
@@ -63,17 +63,19 @@ def chunked_attention(
     rows: int = ROWS,
     columns: int | None = None,
 ) -> Float[Tensor, "b h t _"]:
-    """Attention by `rows` queries and `columns` keys at a time, by default √s. A query that sees no key gives zeros.
+    """Attention by `rows` queries and `columns` keys at a time, √(s·e) unless given.
 
-    A compiled model calls this as it is.
+    A query that sees no key gives zeros. A compiled model calls this as it is.
     """
     q, k, v = autocast_inputs(q, k, v)
-    columns = math.isqrt(max(k.shape[2] - 1, 0)) + 1 if columns is None else columns
-    attend = _Chunks(pairs, scoring, pairs.bias, columns)
+    columns = max(1, math.isqrt(k.shape[2] * v.shape[3])) if columns is None else columns
+    attend, cuts = _Chunks(pairs, scoring, columns), spans(q.shape[2], rows)
+    # cut by one split each: the gradient of a slice would be as large as what it is cut from
+    biases = [None] * len(cuts) if pairs.bias is None else torch.split(pairs.bias, rows, dim=2)
     with torch.autocast(q.device.type, enabled=False):
         chunks = [
-            _again(scoring, attend.queries, q[:, :, span], k, v, scoring.sinks, span)
-            for span in spans(q.shape[2], rows)
+            _again(scoring, attend.queries, chunk, k, v, scoring.sinks, bias, span)
+            for chunk, bias, span in zip(torch.split(q, rows, dim=2), biases, cuts, strict=True)
         ]
     return torch.cat(chunks, dim=2)
 
@@ -84,22 +86,28 @@ class _Chunks:
 
     pairs: Pairs
     scoring: Scoring
-    bias: Tensor | None
     columns: int
 
-    def queries(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, span: slice) -> Tensor:
+    def queries(
+        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, bias: Tensor | None, span: slice
+    ) -> Tensor:
         """The output of one chunk of queries."""
         q = q.to(accumulator(q))
         found = _nothing(q, v) if sinks is None else _sink(q, v, sinks)
+        keys, values = torch.split(k, self.columns, dim=2), torch.split(v, self.columns, dim=2)
+        biases = [None] * len(keys) if bias is None else torch.split(bias, self.columns, dim=3)
         for tile in tiles_of(self.pairs, span, self.columns):
-            keys, values = k[:, :, tile.keys], v[:, :, tile.keys]
-            found = found.join(Summary(*_again(self.scoring, self.summarize, q, keys, values, tile)))
+            n = tile.keys.start // self.columns
+            chunk = _again(self.scoring, self.summarize, q, keys[n], values[n], biases[n], tile)
+            found = found.join(Summary(*chunk))
         return (found.values / found.total.masked_fill(found.total == 0, 1)).to(v.dtype)
 
-    def summarize(self, q: Tensor, k: Tensor, v: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+    def summarize(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, tile: Tile
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One chunk of keys: its maximum, its sum and its weighted values."""
         products = tile_products(q, k.to(q.dtype), self.scoring)
-        scores = mask_tile(products, self.bias, self.pairs, tile)
+        scores = mask_tile(products, bias, self.pairs, tile)
         top = scores.detach().amax(dim=-1, keepdim=True)
         weights = torch.exp(scores - top.masked_fill(top == -torch.inf, 0))
         total = weights.sum(dim=-1, keepdim=True)

@@ -31,6 +31,7 @@ from torch.autograd.function import once_differentiable
 
 from ...base.sockets import Pairs, Scoring
 from .tiles import (
+    Tile,
     accumulator,
     autocast_inputs,
     by_group,
@@ -134,7 +135,7 @@ def _attend(
             total = torch.ones_like(top)
         for tile in tiles_of(call.pairs, queries, call.columns):
             products = tile_products(block, k[:, :, tile.keys].to(dtype), call.scoring)
-            scores = mask_tile(products, bias, call.pairs, tile)
+            scores = mask_tile(products, _part(bias, tile), call.pairs, tile)
             higher = torch.maximum(top, scores.amax(dim=-1, keepdim=True))
             base = higher.masked_fill(higher == -torch.inf, 0)  # −∞ − (−∞) is no number
             weights, correction = torch.exp(scores - base), torch.exp(top - base)
@@ -146,6 +147,10 @@ def _attend(
         out[:, :, queries] = (values / total.masked_fill(total == 0, 1)).to(v.dtype)
         lse[:, :, queries] = torch.where(total == 0, torch.inf, top + torch.log(total))
     return out, lse
+
+
+def _part(bias: Tensor | None, tile: Tile) -> Tensor | None:
+    return None if bias is None else bias[..., tile.queries, tile.keys]
 
 
 def _differentiate(
@@ -162,7 +167,7 @@ def _differentiate(
         for tile in tiles_of(call.pairs, queries, call.columns):
             keys, values = k[:, :, tile.keys].to(dtype), v[:, :, tile.keys].to(dtype)
             products = tile_products(block, keys, scoring)
-            weights = torch.exp(mask_tile(products, bias, call.pairs, tile) - lse[:, :, queries])
+            weights = torch.exp(mask_tile(products, _part(bias, tile), call.pairs, tile) - lse[:, :, queries])
             kept, d_weights, factors = weights, by_group(d_out, values.mT), dropping.factors(weights)
             if factors is not None:
                 kept, d_weights = kept * factors, d_weights * factors

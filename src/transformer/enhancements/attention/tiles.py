@@ -89,10 +89,10 @@ def tile_products(
 
 
 def mask_tile(
-    products: Float[Tensor, "b h t s"], bias: Float[Tensor, "#b #h _ _"] | None, pairs: Pairs, tile: Tile
+    products: Float[Tensor, "b h t s"], bias: Float[Tensor, "#b #h t s"] | None, pairs: Pairs, tile: Tile
 ) -> Float[Tensor, "b h t s"]:
-    """The scores of a tile: its products with their part of the bias, −∞ where the mask is closed."""
-    scores = products if bias is None else products + bias[..., tile.queries, tile.keys].to(products.dtype)
+    """The scores of a tile: its products with the tile's own bias, −∞ where the mask is closed."""
+    scores = products if bias is None else products + bias.to(products.dtype)
     seen = None
     if not tile.whole:
         seen = pairs.mask.visible(cut(pairs.queries, tile.queries), cut(pairs.keys, tile.keys))

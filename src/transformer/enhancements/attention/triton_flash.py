@@ -15,7 +15,7 @@ how they are tested.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -54,7 +54,7 @@ def has_triton(device: str) -> bool:
     """Whether the programs can run for tensors on such a device: a GPU, or any with Triton's interpreter."""
     if kernels.compiler is None:
         return False
-    return device == "cuda" or type(kernels.forward).__name__ == "InterpretedFunction"
+    return device == "cuda" or type(kernels.forwards).__name__ == "InterpretedFunction"
 
 
 def _why_not(q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, scoring: Scoring) -> str | None:
@@ -89,8 +89,8 @@ class _Triton(torch.autograd.Function):
         numbers, constants = _settings(q, k, v, pairs, scoring)
         extra = {"SINKS": sinks is not None}
         score = lse if sinks is None else sinks.contiguous()
-        _launch("forward", q.shape[2], q.shape[0] * q.shape[1], q.device)(
-            q, k, v, out, lse, score, *numbers, **constants, **extra
+        _launch("forwards", q.shape[2], q.shape[0] * q.shape[1], q.device)(
+            q, k, v, out, lse, score, *numbers, constants={**constants, **extra}
         )
         ctx.save_for_backward(q, k, v, sinks, out, lse)
         ctx.settings = numbers, constants
@@ -105,10 +105,10 @@ class _Triton(torch.autograd.Function):
         delta = (slope.float() * out.float()).sum(dim=-1)
         given = (q, k, v, slope, lse, delta)
         _launch("backward_queries", q.shape[2], q.shape[0] * q.shape[1], q.device)(
-            *given, d_q, *numbers, **constants
+            *given, d_q, *numbers, constants=constants
         )
         _launch("backward_keys", k.shape[2], k.shape[0] * k.shape[1], q.device)(
-            *given, d_k, d_v, *numbers, **constants
+            *given, d_k, d_v, *numbers, constants=constants
         )
         d_sinks = None
         if sinks is not None:
@@ -156,7 +156,7 @@ def _launch(name: str, length: int, heads: int, device: torch.device) -> Callabl
     def grid(chosen: dict[str, Any]) -> tuple[int, int]:
         return (-(-length // chosen[side]), heads)
 
-    def call(*arguments: Any, **constants: Any) -> None:
+    def call(*arguments: Any, constants: Mapping[str, Any]) -> None:
         if device.type == "cuda":
             with torch.cuda.device(device):
                 _tuned(name)[grid](*arguments, **constants)

@@ -82,7 +82,7 @@ def products(q, k, scale, cap, CAPPED: tl.constexpr):
 
 @jit
 @no_type_check
-def forward(
+def forwards(
     q, k, v, out, lse, sinks, q_at, k_at, real, q_doc, k_doc, scale, cap, window, t, s, h, g,
     CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr,
     ORDERED: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr, E: tl.constexpr, V: tl.constexpr,
