@@ -215,10 +215,9 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert list((tmp_path / ".prepared").iterdir()) == []
 
 
-@pytest.mark.parametrize("path", ["x" * 5000, "a\0b"])
-def test_a_path_that_no_system_knows_is_refused_in_one_line(path: str) -> None:
+def test_a_path_longer_than_any_system_knows_is_refused_in_one_line() -> None:
     with pytest.raises(
         DataError, match=r"^data.path '.*' cannot be looked at: .*; check its spelling$"
     ) as caught:
-        replace(CONFIG, path=path).load()
+        replace(CONFIG, path="x" * 5000).load()
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
