@@ -228,6 +228,7 @@ def test_flex_attention_compiled_is_the_definition() -> None:
     layout = Layout.of(torch.zeros(2, 40).long(), torch.arange(40) < torch.tensor([[40], [23]]))
     pairs = Pairs(layout, layout, Mask(causal=True), NO_POSITION)
     q, k = torch.randn(2, 4, 40, 16), torch.randn(2, 2, 40, 16)
-    given = (q, k, k, pairs, Scoring(0.3, soft_cap=2.0, sinks=torch.zeros(4)))
     compiled = torch.compile(flex_attention)
-    torch.testing.assert_close(compiled(*given), naive_attention(*given), rtol=0, atol=2e-5)
+    for scoring in (Scoring(0.3, soft_cap=2.0), Scoring(0.3, sinks=torch.zeros(4))):  # sinks: the definition
+        given = (q, k, k, pairs, scoring)
+        torch.testing.assert_close(compiled(*given), naive_attention(*given), rtol=0, atol=2e-5)

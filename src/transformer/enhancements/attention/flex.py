@@ -45,7 +45,7 @@ def flex_attention(
         return by_definition(q, k, v, pairs, scoring, kernel="flex", reason=reason)
     fused = q.device.type == "cuda" and not torch.compiler.is_compiling()
     call = _compiled() if fused else flex.flex_attention
-    out, extra = call(
+    found = call(
         q,
         k,
         v,
@@ -53,9 +53,9 @@ def flex_attention(
         block_mask=_block_mask(pairs, len(q), q.device.type),
         scale=scoring.scale,
         enable_gqa=q.shape[1] != k.shape[1],
-        return_aux=flex.AuxRequest(lse=True),
+        return_aux=None if scoring.sinks is None else flex.AuxRequest(lse=True),
     )
-    return out if scoring.sinks is None else _beside_sinks(out, extra.lse, scoring.sinks)
+    return found if scoring.sinks is None else _beside_sinks(found[0], found[1].lse, scoring.sinks)
 
 
 def _beside_sinks(
@@ -73,6 +73,8 @@ def _why_not(q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, scoring: Scoring) ->
         return "flex attention has no dropout"
     if q.device.type == "cpu" and learns and any(x.requires_grad for x in given):
         return "flex attention has no backward pass on the CPU"
+    if q.device.type == "cpu" and scoring.sinks is not None and torch.compiler.is_compiling():
+        return "flex attention compiled for a CPU gives no log-sum-exp, which sinks need"
     if learns and pairs.bias is not None and pairs.bias.requires_grad:
         return "the gradient of a bias is not asked of flex attention"
     if q.device.type == "cuda" and (q.dtype == torch.float64 or min(q.shape[3], v.shape[3]) < NARROWEST):
