@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from tests.generation.toys import (
     BOS,
     EOS,
     PAD,
+    FunctionDecoder,
     FunctionModel,
     Prefix,
     log_softmax,
@@ -21,7 +24,7 @@ from tests.generation.toys import (
     slow_beam_search,
 )
 from transformer.base import Transformer
-from transformer.generation import beam_search
+from transformer.generation import beam_generate, beam_search
 
 SPECIAL = {"bos": BOS, "eos": EOS, "pad": PAD}
 
@@ -276,3 +279,81 @@ def test_logits_that_are_not_finite_are_refused(broken: float) -> None:
         ValueError, match="^the model's logits are not finite: no target is best; check its weig"
     ):
         beam_search(FunctionModel(breaks), torch.tensor([[5]]), **SPECIAL, length_penalty=5.0)
+
+
+# ---------------------------------------------------------------- forms of the score, and decoder-only models
+
+
+def best_of_all(tree: Callable[[Prefix, Prefix], list[float]], limit: int, alpha: float, form: str) -> Prefix:
+    """The best of all continuations of the prompt (3,); the longest may be cut off."""
+
+    def value(y: Prefix) -> float:
+        gains = [log_softmax(tree((), (3, *y[:i])))[token] for i, token in enumerate(y)]
+        return score(sum(gains), len(y), alpha) if form == "gnmt" else sum(gains) / len(y) ** alpha
+
+    others = [0, 1, 3]
+    bodies = [body for n in range(limit + 1) for body in itertools.product(others, repeat=n)]
+    return max(
+        [*(b for b in bodies if len(b) == limit), *((*b, EOS) for b in bodies if len(b) < limit)], key=value
+    )
+
+
+@pytest.mark.parametrize("form", ["gnmt", "power"])
+@pytest.mark.parametrize("stopping", ["full", "worse", "never"])
+def test_continuations_are_the_best_of_all(form: Any, stopping: Any) -> None:
+    limit = 4
+    for seed, alpha in ((0, 0.0), (1, 0.6), (2, 1.0), (3, 2.0)):
+        tree = random_tree(4, seed)
+        model = FunctionDecoder(lambda seen, tree=tree: tree((), seen))
+        wide = {"beam_size": 4**limit, "length_penalty": alpha, "normalization": form, "stopping": stopping}
+        found = beam_generate(model, torch.tensor([[3]]), limit, stop=EOS, pad=9, **wide)[0, 1:].tolist()
+        assert tuple(token for token in found if token != 9) == best_of_all(tree, limit, alpha, form)
+
+
+def test_one_search_for_both_kinds_of_model() -> None:
+    """A prompt of a decoder-only model is what the start token is to an encoder-decoder."""
+    lengths = [4, 1, 6]
+    prompts, mask = ragged(lengths, 20, 3)
+    tree = random_tree(8, 7)
+    model = FunctionDecoder(lambda seen: tree((), seen))
+    options: dict[str, Any] = {"beam_size": 3, "at_limit": "end"}
+    found = beam_generate(model, prompts, 7, stop=EOS, pad=PAD, attention_mask=mask, **options)
+    for row, n in enumerate(lengths):
+        head = tuple(prompts[row, :n].tolist())
+        alone = FunctionModel(lambda source, prefix, head=head: tree((), (*head, *prefix[1:])))
+        expected = beam_search(alone, torch.tensor([[5]]), **SPECIAL, beam_size=3, max_extra_tokens=6)
+        assert target(found[row, prompts.shape[1] :]) == target(expected[0])
+
+
+def test_several_tokens_may_end_a_continuation_or_none() -> None:
+    tree = random_tree(5, 11)
+    model = FunctionDecoder(lambda seen: tree((), seen))
+    prompt = torch.tensor([[3, 4], [4, 4]])
+    free = beam_generate(model, prompt, 6, beam_size=2)
+    assert free.shape == (2, 8)
+    stopped = beam_generate(model, prompt, 6, beam_size=2, stop=[0, 1], pad=-1, length_penalty=0.0)[
+        :, 2:
+    ].tolist()
+    for row in stopped:
+        ends = [i for i, token in enumerate(row) if token in (0, 1)]
+        assert set(row[(ends or [6])[0] + 1 :]) <= {-1}
+    assert any(token in (0, 1) for row in stopped for token in row)
+    assert beam_generate(model, prompt, 0).tolist() == prompt.tolist()
+    every = beam_generate(model, prompt, 6, beam_size=2, stop=range(5))
+    assert every.shape == (2, 3)  # whatever comes first is the end
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"normalization": "mean"}, "^normalization must be gnmt or power, got 'mean'$"),
+        ({"stopping": "early"}, "^stopping must be full or worse or never, got 'early'$"),
+        ({"at_limit": "stop"}, "^at_limit must be end or cut, got 'stop'$"),
+        ({"at_limit": "end"}, '^at_limit "end" needs a token to end with; give stop, or at_limit="cut"$'),
+        ({"max_new_tokens": 9}, "^2 tokens and 9 new ones are more than max_seq_len 8"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(options: dict[str, Any], message: str) -> None:
+    model = FunctionDecoder(lambda seen: [0.0] * 5, max_seq_len=8)
+    with pytest.raises(ValueError, match=message):
+        beam_generate(model, torch.tensor([[3, 4]]), **{"max_new_tokens": 2, **options})

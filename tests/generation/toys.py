@@ -103,3 +103,32 @@ def slow_beam_search(
         if finished and score(live[0][0], limit, alpha) <= max(finished)[0]:
             break
     return max(finished)[1]
+
+
+class FunctionDecoder(nn.Module):
+    """A decoder-only model whose logits are any function of the real tokens so far."""
+
+    def __init__(self, logits: Callable[[Prefix], list[float]], max_seq_len: int | None = None) -> None:
+        super().__init__()
+        self.logits = logits
+        self.nothing = nn.Parameter(torch.zeros(()))
+        self.stack = SimpleNamespace(position=SimpleNamespace(max_seq_len=max_seq_len))
+        self.calls: list[tuple[int, int]] = []
+
+    def initial_state(self) -> PrefixState:
+        return PrefixState([])
+
+    def decode(self, tokens: Tensor, state: PrefixState, attention_mask: Tensor | None = None) -> Tensor:
+        self.calls.append((tokens.shape[0], tokens.shape[1]))
+        if not state.prefixes:
+            state.sources, state.prefixes = [()] * len(tokens), [()] * len(tokens)
+        real = torch.ones_like(tokens) if attention_mask is None else attention_mask.long()
+        out = []
+        for row, keep, prefix in zip(tokens.tolist(), real.tolist(), state.prefixes, strict=True):
+            seen, logits = prefix, []
+            for token, is_real in zip(row, keep, strict=True):
+                seen = (*seen, token) if is_real else seen
+                logits.append(self.logits(seen))
+            out.append((seen, logits))
+        state.prefixes = [seen for seen, _ in out]
+        return torch.tensor([logits for _, logits in out], dtype=torch.float64)

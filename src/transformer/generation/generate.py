@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..data import StreamDecoder, Tokenizer
+from .prompts import as_tokens, at_last_real, check_prompts
 from .protocol import Decoder, State, evaluating
 from .sampling import Sampling
 
@@ -60,8 +61,8 @@ def stream(
     the other rows.
     """
     mask = None if attention_mask is None else attention_mask.bool()
-    _check(tokens, max_new_tokens, mask, model.stack.position.max_seq_len)
-    return _stream(model, tokens, max_new_tokens, sampling, _stops(stop, tokens.device), pad, mask)
+    check_prompts(tokens, max_new_tokens, mask, model.stack.position.max_seq_len)
+    return _stream(model, tokens, max_new_tokens, sampling, as_tokens(stop, tokens.device), pad, mask)
 
 
 def _stream(
@@ -78,7 +79,7 @@ def _stream(
     for step in range(max_new_tokens):
         with evaluating(model):  # not around the yield: the caller's own work in between is its own business
             if step == 0:
-                logits = _at_last_real(model.decode(tokens, state, mask), mask)
+                logits = at_last_real(model.decode(tokens, state, mask), mask)
             else:
                 logits = model.decode(column[rows, None], state)[:, -1]
             chosen = sampling.choose(logits, step, rows.tolist())
@@ -90,35 +91,6 @@ def _stream(
         yield column.clone()
         if not len(rows):
             return
-
-
-def _at_last_real(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the logits after the last real token of each row, `[b v]`."""
-    if mask is None:
-        return logits[:, -1]
-    last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
-    return logits[torch.arange(len(logits), device=logits.device), last]
-
-
-def _stops(stop: int | Collection[int] | None, device: torch.device) -> Int[Tensor, " _"]:
-    stops = [] if stop is None else [stop] if isinstance(stop, int) else sorted(stop)
-    return torch.tensor(stops, dtype=torch.long, device=device)
-
-
-def _check(tokens: Tensor, max_new_tokens: int, mask: Tensor | None, max_seq_len: int | None) -> None:
-    """Refuse what cannot be continued."""
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be 0 or more, got {max_new_tokens}")
-    given = tokens.shape[1]
-    if max_seq_len is not None and max_new_tokens > max(0, max_seq_len - given):
-        raise ValueError(
-            f"{given} tokens and {max_new_tokens} new ones are more than max_seq_len {max_seq_len}; "
-            f"ask for at most {max(0, max_seq_len - given)} or shorten the prompt"
-        )
-    real = tokens.new_full((len(tokens),), given) if mask is None else mask.sum(1)
-    if (real == 0).any():
-        row = int((real == 0).nonzero()[0])
-        raise ValueError(f"prompt {row} has no token to continue; begin it with the start token")
 
 
 def continue_text(
