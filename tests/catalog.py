@@ -32,12 +32,15 @@ from transformer.base.stack import BlockConfig, StackConfig
 from transformer.base.transformer import EncoderDecoderConfig
 from transformer.base.wiring import PostNormConfig
 from transformer.enhancements import CATALOG, naive_attention, replace_parts, sdpa_attention
+from transformer.enhancements.architecture.mixture_of_depths import MixtureOfDepthsConfig
 from transformer.enhancements.architecture.parallel import ParallelConfig
 from transformer.enhancements.architecture.residual_multiplier import ResidualMultiplierConfig
+from transformer.enhancements.attention.free_cross import FreeCrossAttentionConfig
 from transformer.enhancements.attention.grouped_query import GroupedQueryAttentionConfig
 from transformer.enhancements.attention.linear import LinearAttentionConfig
 from transformer.enhancements.attention.multi_head_latent import MultiHeadLatentAttentionConfig
 from transformer.enhancements.attention.sliding_window import SlidingWindowAttentionConfig
+from transformer.enhancements.compose import has_part
 from transformer.enhancements.embedding import NormedEmbeddingConfig
 from transformer.enhancements.feed_forward.gelu import GELUFeedForwardConfig
 from transformer.enhancements.feed_forward.glu import GatedFeedForwardConfig
@@ -108,6 +111,7 @@ OTHER_FORMS = (
     GroupedQueryAttentionConfig(6, 2, d_head=4, qk_norm=RMSNormConfig(), qk_norm_over="projection"),
     SlidingWindowAttentionConfig(4, 2, qk_norm=LayerNormConfig(), sinks=True, window=5),
     MultiHeadLatentAttentionConfig(2, 5, q_rank=7, d_content=3, d_rotary=4, d_value=6),
+    FreeCrossAttentionConfig(2, dropout=0.2, bias=True, d_head=5, scale=0.7),
     GELUFeedForwardConfig(20, bias=False, form="tanh"),
     GatedFeedForwardConfig(20, dropout=0.2, bias=True, activation="gelu"),
     BlockConfig(LinearAttentionConfig(HEADS, True), None, position=RotaryPositionConfig()),
@@ -222,13 +226,20 @@ def left_to_right(part: Config) -> EncoderDecoderConfig:
     return replace(model, decoder=replace(model.decoder, blocks=tuple(blocks)))
 
 
+def with_cross_attention(part: LayerConfig) -> tuple[ModelConfig, ...]:
+    """An encoder-decoder of this block; one that holds another is put beside an encoder by its own tests."""
+    if not isinstance(part, BlockConfig):
+        return ()
+    return (encoder_decoder(part, replace(part, cross_attention=CrossAttentionConfig(HEADS))),)
+
+
 def models_with(part: Config) -> tuple[ModelConfig, ...]:
     """The models that hold `part`: a decoder and an encoder-decoder, where both are possible."""
     cross = CrossAttentionConfig(HEADS)
     if isinstance(part, CrossAttentionConfig):
         return (encoder_decoder(decoder_block(), decoder_block(cross_attention=part)),)
-    if isinstance(part, BlockConfig):
-        return (decoder_only(part), encoder_decoder(part, replace(part, cross_attention=cross)))
+    if isinstance(part, LayerConfig) and not isinstance(part, MixerConfig | FeedForwardConfig):
+        return (decoder_only(part), *with_cross_attention(part))
     if isinstance(
         part, RopeScalingConfig | ALiBiConfig | T5BiasConfig | XPositionConfig | RelativeAttentionConfig
     ):
@@ -265,6 +276,8 @@ def models_with(part: Config) -> tuple[ModelConfig, ...]:
 
 def instance(part: type[Config]) -> Config:
     """A small instance; of what holds other parts, one with small parts."""
+    if part is MixtureOfDepthsConfig:
+        return MixtureOfDepthsConfig(decoder_block(), capacity=0.5)
     if part is ParallelConfig:
         return ParallelConfig(
             MultiHeadAttentionConfig(HEADS, dropout=0.2), ReluFeedForwardConfig(20), LayerNormConfig()
@@ -298,9 +311,11 @@ ROWS = tuple(rows())
 EVERY = distinct(ROWS)
 
 
-def each(kind: type[Any] | tuple[type[Any], ...] = object) -> pytest.MarkDecorator:
-    """Parametrise a test over the models of every row that are of this kind."""
-    chosen = [config for config in EVERY if isinstance(config, kind)]
+def each(
+    kind: type[Any] | tuple[type[Any], ...] = object, *, but: type[Config] | None = None
+) -> pytest.MarkDecorator:
+    """Parametrise a test over the models of every row that are of this kind, and have no part of the kind `but`."""
+    chosen = [c for c in EVERY if isinstance(c, kind) and not (but is not None and has_part(c, but))]
     return pytest.mark.parametrize("config", chosen, ids=EVERY.__getitem__)
 
 

@@ -22,7 +22,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..base.sockets import Execution, Pairs, Scoring
 from ..data import PairBatch, TextBatch
-from ..generation import evaluating
 from ..models import EncoderDecoder, Model, ModelConfig, build
 from ..training.average import WeightAverage
 from ..training.config import TrainingConfig
@@ -110,11 +109,15 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
 
 
 def count_flops(config: ModelConfig, shape: Shape) -> Flops:
-    """Count the operations of one forward pass over a batch of this shape."""
+    """Count the operations of one forward pass over a batch of this shape.
+
+    The pass is one of training: a part that runs on some of the tokens has a fixed capacity then; afterwards it
+    chooses by values, which are not known here.
+    """
     counter = _FlopCounter()
     with shapes_only():
-        model = build(config)
-        with evaluating(model), observing(model, counter), FlopCounterMode(display=False) as everything:
+        model = build(config).train()
+        with torch.no_grad(), observing(model, counter), FlopCounterMode(display=False) as everything:
             batch = _batch(model, shape)
             if isinstance(batch, PairBatch):
                 model(batch.source, batch.target[:, :-1], batch.source_mask)

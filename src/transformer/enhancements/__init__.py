@@ -1,5 +1,6 @@
 """What came after 2017: one paper, one file, one part that plugs into any model by configuration."""
 
+from .architecture.mixture_of_depths import mixture_of_depths
 from .architecture.parallel import parallel_blocks
 from .architecture.residual_multiplier import residual_multiplier
 from .architecture.stochastic_depth import stochastic_depth
@@ -85,6 +86,7 @@ __all__ = [
     "linear_attention",
     "llama_width",
     "mish",
+    "mixture_of_depths",
     "multi_head_latent",
     "multi_query",
     "naive_attention",

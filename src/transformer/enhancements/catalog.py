@@ -18,11 +18,14 @@ from ..base.stack import BlockConfig, StackConfig
 from ..base.transformer import XavierConfig
 from ..base.wiring import PostNormConfig, PreNormConfig
 from .architecture.bert_input import NormedInputStackConfig, SegmentedEmbeddingConfig
+from .architecture.mixture_of_depths import MixtureOfDepthsConfig
+from .architecture.output_dropout import OutputDropoutStackConfig
 from .architecture.parallel import ParallelConfig
 from .architecture.residual_multiplier import ResidualMultiplierConfig
 from .architecture.stochastic_depth import StochasticDepthConfig
 from .attention.delta_net import DeltaNetConfig
 from .attention.differential import DifferentialAttentionConfig
+from .attention.free_cross import FreeCrossAttentionConfig
 from .attention.gated_delta_net import GatedDeltaNetConfig
 from .attention.gated_linear import GatedLinearAttentionConfig
 from .attention.grouped_query import GroupedQueryAttentionConfig
@@ -37,7 +40,7 @@ from .feed_forward.glu import GatedFeedForwardConfig
 from .feed_forward.mish import MishFeedForwardConfig
 from .feed_forward.relu_squared import ReLUSquaredFeedForwardConfig
 from .feed_forward.silu import SiLUFeedForwardConfig
-from .initialization import GPT2Config, TruncatedNormalConfig
+from .initialization import FanInConfig, GPT2Config, TruncatedNormalConfig
 from .normalization.bias_free_layer_norm import BiasFreeLayerNormConfig
 from .normalization.deep_norm import DeepNormConfig, DeepNormInitializationConfig
 from .normalization.dynamic_tanh import DynamicTanhConfig
@@ -61,6 +64,7 @@ from .position.rope_scaling import (
     NTKRopeScalingConfig,
 )
 from .position.shaw import ShawAttentionConfig
+from .position.split_sinusoids import SplitSinusoidalPositionConfig
 from .position.t5_bias import T5BiasConfig
 from .position.transformer_xl import TransformerXLAttentionConfig
 from .position.xpos import XPositionConfig
@@ -73,6 +77,7 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             # mixers
             MultiHeadAttentionConfig,
             CrossAttentionConfig,
+            FreeCrossAttentionConfig,
             GroupedQueryAttentionConfig,
             SlidingWindowAttentionConfig,
             MultiHeadLatentAttentionConfig,
@@ -95,6 +100,7 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             # position
             NoPositionConfig,
             SinusoidalPositionConfig,
+            SplitSinusoidalPositionConfig,
             LearnedPositionConfig,
             RotaryPositionConfig,
             XPositionConfig,
@@ -132,16 +138,19 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             XavierConfig,
             GPT2Config,
             TruncatedNormalConfig,
+            FanInConfig,
             DeepNormInitializationConfig,
             # what they are put into
             EmbeddingConfig,
             NormedEmbeddingConfig,
             SegmentedEmbeddingConfig,
             ParallelConfig,
+            MixtureOfDepthsConfig,
             ResidualMultiplierConfig,
             BlockConfig,
             StackConfig,
             NormedInputStackConfig,
+            OutputDropoutStackConfig,
         )
     }
 )

@@ -13,6 +13,7 @@ from typing import TypedDict, TypeVar
 
 from ..base.attention import MultiHeadAttentionConfig
 from ..base.sockets import Config, Enhancement, Execution
+from .architecture.mixture_of_depths import mixture_of_depths
 from .attention.delta_net import delta_net
 from .attention.differential import differential
 from .attention.gated_delta_net import gated_delta_net
@@ -103,6 +104,7 @@ class Switches(TypedDict, total=False):
     use_reglu: bool
     use_geglu: bool
     use_swiglu: bool
+    use_mixture_of_depths: bool
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,10 @@ SWITCHES: Mapping[str, Switch] = MappingProxyType(
             "feed-forward gated by SiLU, as many parameters (arXiv 2002.05202)",
             swiglu(),
             site="feed-forward network",
+        ),
+        # around whole blocks, whatever is in them by now
+        "use_mixture_of_depths": Switch(
+            "an eighth of the tokens through every other block (arXiv 2404.02258)", mixture_of_depths()
         ),
         "use_flash_attention": Switch(
             "attention by the fastest kernel for the device and the case (arXiv 2205.14135)",
