@@ -11,16 +11,15 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 from . import run as runs
-from .analysis.cost import Shape, count_flops, count_parameters, estimate_memory
+from .analysis.cost import count_flops, count_parameters, estimate_memory
 from .analysis.describe import parts_tree, settings_table
 from .base.transformer import EncoderDecoder
-from .data import ParallelData, TextData, TextStream, prepare_parallel, prepare_text
+from .data import DataConfig
 from .generation import Sampling, stream_text
 from .generation import translate as translate_sentences
 from .interop import load, load_tokenizer_of
 from .models import DecoderOnly
 from .run import Parts, RunConfig
-from .training.objective import Causal, SequenceToSequence
 from .training.progress import Mode
 from .utils.codec import decode
 from .utils.layering import read_layers
@@ -45,7 +44,8 @@ def inspect(files: Sequence[Path], overrides: Sequence[str]) -> int:
 
 def _costs(config: RunConfig, parts: Parts) -> list[str]:
     """Parameters, operations and memory, for the run's own batches."""
-    shape, architecture = _shape(parts), parts.model.config
+    accumulate = config.training.accumulate
+    shape, architecture = parts.task.largest(parts, accumulate), parts.model.config
     flops = count_flops(architecture, shape)
     reading = f" and {shape.source_length} to read" if shape.source_length else ""
     memory = estimate_memory(
@@ -68,27 +68,12 @@ def _costs(config: RunConfig, parts: Parts) -> list[str]:
     ]
 
 
-def _shape(parts: Parts) -> Shape:
-    """The shape of a micro-batch: of running text any, of pairs the one with the most tokens."""
-    accumulate, stream = parts.config.training.accumulate, parts.corpus.stream(0)
-    if isinstance(stream, TextStream):
-        rows, width = stream.batch(0, 0, accumulate).tokens.shape
-        return Shape(rows, width - 1)
-    batches = (stream.batch(step, 0, accumulate) for step in range(stream.batches_per_epoch))
-    shapes = ((len(batch.source), batch.target.shape[1] - 1, batch.source.shape[1]) for batch in batches)
-    return Shape(*max(shapes, key=lambda shape: shape[0] * (shape[1] + shape[2])))
-
-
 def prepare(output: Path, files: Sequence[Path], overrides: Sequence[str]) -> int:
     """Prepare a user's own data."""
     layers = read_layers(files, overrides)
     data = {"kind": "parallel", **layers.data.get("data", {})}
-    if data["kind"] == TextData.kind:
-        counts = prepare_text(decode(TextData, data, path="data", origin=layers.origin), output).counts
-    else:
-        counts = prepare_parallel(
-            decode(ParallelData, data, path="data", origin=layers.origin), output
-        ).counts
+    config: DataConfig = decode(DataConfig, data, kinds=runs.DATA, path="data", origin=layers.origin)  # type: ignore[type-abstract]
+    counts = config.prepare(output).counts
     for split, numbers in counts.items():
         told = ", ".join(f"{number:,} {name}" for name, number in numbers.items())
         console().print(Text(f"{split}: {told}"))
@@ -142,9 +127,8 @@ def evaluate(folder: Path, split: str | None, overrides: Sequence[str]) -> int:
         raise ValueError(
             f"{folder} was trained with another tokenizer than that of data.path {config.data.path}"
         )
-    objective = SequenceToSequence() if isinstance(model, EncoderDecoder) else Causal()
-    parts = Parts(config, corpus, model, objective)
-    final = runs.evaluate_parts(parts, split or parts.split)
+    parts = Parts.of(config, corpus, model)
+    final = parts.report(split or parts.split)
     for name, value in final.figures.items():
         console().out(f"{name:<20} {value:.4f}", highlight=False)
     for name, text in final.notes.items():

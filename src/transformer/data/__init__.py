@@ -6,6 +6,7 @@ from .loading import TokenizerConfig, load_tokenizer, parse_tokenizer
 from .masked import MaskedBatch, MaskedStream, Masking
 from .pairs import PairBatch, PairEvaluation, PairStream
 from .parallel import ParallelCorpus, ParallelData, prepare_parallel
+from .prepared import Corpus, DataConfig
 from .text import TextCorpus, TextData, prepare_text
 from .tokenizer import (
     ByteConfig,
@@ -24,6 +25,8 @@ __all__ = [
     "ByteTokenizer",
     "CharacterConfig",
     "CharacterTokenizer",
+    "Corpus",
+    "DataConfig",
     "DataError",
     "MaskedBatch",
     "MaskedStream",

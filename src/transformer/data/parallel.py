@@ -25,11 +25,11 @@ from .loading import TokenizerConfig
 from .pairs import PairEvaluation, Pairs, PairStream, Sentences
 from .prepared import (
     Builder,
-    Prepared,
+    Corpus,
+    DataConfig,
     building,
     find_or_prepare,
     hash_sources,
-    open_prepared,
     refuse_existing,
     tokenizer_settings,
 )
@@ -40,7 +40,7 @@ SplitFiles = dict[str, tuple[Path, Path]]
 
 
 @dataclass(frozen=True)
-class ParallelData:
+class ParallelData(DataConfig):
     """The `data` section of a translation run. The defaults are Multi30k, German to English.
 
     `path` is a folder of raw files or one that `transformer prepare` wrote. `train`, `validation` and `test`
@@ -107,6 +107,10 @@ class ParallelData:
     def load(self) -> ParallelCorpus:
         """Open the prepared data, preparing it first unless that was done before."""
         return ParallelCorpus(self, find_or_prepare(self, _prepare))
+
+    def prepare(self, output: Path) -> ParallelCorpus:
+        """Turn the raw files into the new folder `output`, as `prepare_parallel` says."""
+        return prepare_parallel(self, output)
 
 
 def _near_folder(folder: Path) -> str:
@@ -210,43 +214,28 @@ def _encode(tokenizer: Tokenizer, path: Path, texts: list[str]) -> list[list[int
         raise DataError(f"{path}: {error}") from None
 
 
-class ParallelCorpus:
+class ParallelCorpus(Corpus[ParallelData]):
     """Prepared parallel data, ready to train on and to evaluate with."""
 
     def __init__(self, config: ParallelData, folder: Path) -> None:
-        self._config = config
-        self._prepared: Prepared = open_prepared(folder, config.kind)
-        self._prepared.require(config.settings())
-        self.folder = folder
-        self.tokenizer = self._prepared.tokenizer
+        super().__init__(config, folder)
         self._splits = {split: self._open(split) for split in self._prepared.counts}
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits there are: "train", "validation" and perhaps "test"."""
-        return tuple(self._splits)
-
-    @property
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Pairs, skipped lines and tokens of each split."""
-        return self._prepared.counts
 
     def pairs(self, split: str) -> Pairs:
         """Return a split's pairs. DataError for one that the data does not have."""
-        if split not in self._splits:
-            raise DataError(f"the data has no split {split!r}; it has {', '.join(self.splits)}")
+        self.require_split(split)
         return self._splits[split]
 
     def stream(self, seed: int) -> PairStream:
         """Return the training batches as a function of the step."""
-        config = self._config
+        config = self.config
         return PairStream(
             self.pairs("train"), batch_tokens=config.batch_tokens, max_length=config.max_length, seed=seed
         )
 
     def evaluation(self, split: str = "validation") -> PairEvaluation:
         """Return the batches that cover `split` exactly once."""
-        return PairEvaluation(self.pairs(split), batch_tokens=self._config.batch_tokens)
+        return PairEvaluation(self.pairs(split), batch_tokens=self.config.batch_tokens)
 
     def sentences(self, split: str) -> list[tuple[str, str]]:
         """Return the (source, target) texts of `split`, exactly as in the files and in their order."""
@@ -256,7 +245,7 @@ class ParallelCorpus:
     def _open(self, split: str) -> Pairs:
         source, target = (
             self._sentences(f"{split}.{language}")
-            for language in (self._config.source_language, self._config.target_language)
+            for language in (self.config.source_language, self.config.target_language)
         )
         if len(source) != len(target):
             raise DataError(

@@ -15,11 +15,12 @@ import json
 import re
 import secrets
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar, get_args, runtime_checkable
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, get_args
 
 from .arrays import ArrayInfo, ArrayWriter, DType, IntArray, open_array, token_dtype
 from .errors import DataError
@@ -118,30 +119,34 @@ def refuse_existing(output: Path) -> None:
         raise DataError(f"{output} already exists and is not empty; give a new folder or delete it first")
 
 
-@runtime_checkable
-class RawData(Protocol):
-    """What the two kinds of data configuration have in common."""
+class DataConfig(ABC):
+    """What all kinds of data configuration have in common.
 
-    @property
-    def kind(self) -> str:
-        """The kind of data."""
+    path: raw files, or a prepared folder. cache: where prepared data is kept; `.prepared` next to `path` when None.
+    """
 
-    @property
-    def path(self) -> str:
-        """Raw files, or a prepared folder."""
+    kind: ClassVar[str]
+    path: str
+    cache: str | None
 
-    @property
-    def cache(self) -> str | None:
-        """Where prepared data is kept; `.prepared` next to `path` when None."""
-
+    @abstractmethod
     def files(self) -> Mapping[str, Sequence[Path]]:
         """Return the raw files of each split."""
 
+    @abstractmethod
     def settings(self) -> JSON:
         """Return what, besides the raw files, decides the prepared form."""
 
+    @abstractmethod
+    def load(self) -> Corpus[Any]:
+        """Open the prepared data, preparing it first unless that was done before."""
 
-Config = TypeVar("Config", bound=RawData)
+    @abstractmethod
+    def prepare(self, output: Path) -> Corpus[Any]:
+        """Turn the raw files into the new folder `output`; DataError names what cannot be used."""
+
+
+Config = TypeVar("Config", bound=DataConfig)
 
 
 def find_or_prepare(config: Config, prepare: Callable[[Config, Path], None]) -> Path:
@@ -246,6 +251,31 @@ def open_prepared(folder: Path, kind: str) -> Prepared:
     if manifest["kind"] != kind:
         raise DataError(f"{folder} holds {manifest['kind']} data, but data.kind is {kind!r}; set it to match")
     return Prepared(folder, manifest, _read_tokenizer(folder / TOKENIZER, manifest["tokenizer"]))
+
+
+class Corpus(ABC, Generic[Config]):
+    """Prepared data of some kind, ready to train on and to evaluate with."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self._prepared = open_prepared(folder, config.kind)
+        self._prepared.require(config.settings())
+        self.tokenizer = self._prepared.tokenizer
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits there are: "train", "validation" and perhaps "test"."""
+        return tuple(self._prepared.counts)
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How much there is of what in each split."""
+        return self._prepared.counts
+
+    def require_split(self, split: str) -> None:
+        """DataError for a split that the data does not have."""
+        if split not in self.splits:
+            raise DataError(f"the data has no split {split!r}; it has {', '.join(self.splits)}")
 
 
 def _read_tokenizer(path: Path, stated: JSON) -> Tokenizer:

@@ -19,11 +19,11 @@ from .files import find_file, read_blocks
 from .loading import TokenizerConfig
 from .prepared import (
     Builder,
-    Prepared,
+    Corpus,
+    DataConfig,
     building,
     find_or_prepare,
     hash_sources,
-    open_prepared,
     refuse_existing,
     tokenizer_settings,
 )
@@ -35,7 +35,7 @@ BLOCKS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class TextData:
+class TextData(DataConfig):
     """The `data` section of a language-model run. The defaults are Tiny Shakespeare by characters.
 
     `path` is a text file (`.txt` or `.gz`), a folder of them, or a folder that `transformer prepare` wrote.
@@ -82,6 +82,10 @@ class TextData:
     def load(self) -> TextCorpus:
         """Open the prepared data, preparing it first unless that was done before."""
         return TextCorpus(self, find_or_prepare(self, _prepare))
+
+    def prepare(self, output: Path) -> TextCorpus:
+        """Turn the raw files into the new folder `output`, as `prepare_text` says."""
+        return prepare_text(self, output)
 
 
 def _text_files(path: Path) -> list[Path]:
@@ -207,42 +211,27 @@ def _encode(tokenizer: Tokenizer, path: Path, texts: list[str]) -> list[list[int
         raise DataError(f"{path}: {error}") from None
 
 
-class TextCorpus:
+class TextCorpus(Corpus[TextData]):
     """Prepared running text, ready to train on and to evaluate with."""
 
     def __init__(self, config: TextData, folder: Path) -> None:
-        self._config = config
-        self._prepared: Prepared = open_prepared(folder, config.kind)
-        self._prepared.require(config.settings())
-        self.folder = folder
-        self.tokenizer = self._prepared.tokenizer
+        super().__init__(config, folder)
         self._splits = {split: self._prepared.tokens(split) for split in self._prepared.counts}
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits there are: "train", "validation" and perhaps "test"."""
-        return tuple(self._splits)
-
-    @property
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Tokens, characters and raw bytes of each split."""
-        return self._prepared.counts
 
     def tokens(self, split: str) -> IntArray:
         """Return a split's tokens, mapped from disk. DataError for one that the data does not have."""
-        if split not in self._splits:
-            raise DataError(f"the data has no split {split!r}; it has {', '.join(self.splits)}")
+        self.require_split(split)
         return self._splits[split]
 
     def stream(self, seed: int) -> TextStream:
         """Return the training batches as a function of the step."""
-        config = self._config
+        config = self.config
         return TextStream(
             self.tokens("train"), context=config.context, batch_size=config.batch_size, seed=seed
         )
 
     def evaluation(self, split: str = "validation") -> TextEvaluation:
         """Return the batches that predict every token of `split` but the first exactly once."""
-        tokens, config = self.tokens(split), self._config
+        tokens, config = self.tokens(split), self.config
         n_bytes = self.counts[split]["bytes"] - len(self.tokenizer.token_bytes(int(tokens[0])))
         return TextEvaluation(tokens, context=config.context, batch_size=config.batch_size, n_bytes=n_bytes)

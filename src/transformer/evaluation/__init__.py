@@ -2,18 +2,17 @@
 
 from .bleu import TranslationScore, bleu
 from .perplexity import Likelihood, TextLikelihood, evaluate_pairs, evaluate_text
-from .suite import Report, Translation, report, report_text, report_translation
+from .suite import Example, Report, report_text, report_translation
 
 __all__ = [
+    "Example",
     "Likelihood",
     "Report",
     "TextLikelihood",
-    "Translation",
     "TranslationScore",
     "bleu",
     "evaluate_pairs",
     "evaluate_text",
-    "report",
     "report_text",
     "report_translation",
 ]

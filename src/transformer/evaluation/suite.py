@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from ..base.transformer import EncoderDecoder
 from ..data import ParallelCorpus, TextCorpus
 from ..generation import translate
-from ..models import DecoderOnly, Model
+from ..models import DecoderOnly
 from .bleu import bleu
 from .perplexity import evaluate_pairs, evaluate_text
 
 
 @dataclass(frozen=True)
-class Translation:
-    """One sentence: its source, a person's translation, and the model's."""
+class Example:
+    """One example: what the model read, a person's answer (a translation, say), and the model's."""
 
     source: str
     reference: str
@@ -24,11 +24,11 @@ class Translation:
 
 @dataclass(frozen=True)
 class Report:
-    """figures: by name, such as `test/bleu`; notes: what they cannot be compared without; translations: examples."""
+    """figures: by name, such as `test/bleu`; notes: what they cannot be compared without; examples: some."""
 
     figures: Mapping[str, float]
     notes: Mapping[str, str] = field(default_factory=dict)
-    translations: tuple[Translation, ...] = ()
+    examples: tuple[Example, ...] = ()
 
 
 def report_translation(
@@ -58,10 +58,10 @@ def report_translation(
         f"{split}/perplexity": likelihood.perplexity,
     }
     chosen = [index * len(pairs) // samples for index in range(min(samples, len(pairs)))]
-    translations = tuple(Translation(sources[i], references[i], hypotheses[i]) for i in chosen)
+    examples = tuple(Example(sources[i], references[i], hypotheses[i]) for i in chosen)
     search = f"beam {beam_size}, length penalty {length_penalty}"
     notes = {"bleu signature": score.bleu_signature, "chrf signature": score.chrf_signature, "search": search}
-    return Report(figures, notes, translations)
+    return Report(figures, notes, examples)
 
 
 def report_text(model: DecoderOnly, corpus: TextCorpus, split: str) -> Report:
@@ -73,26 +73,4 @@ def report_text(model: DecoderOnly, corpus: TextCorpus, split: str) -> Report:
             f"{split}/perplexity": likelihood.perplexity,
             f"{split}/bits_per_byte": likelihood.bits_per_byte,
         }
-    )
-
-
-def report(
-    model: Model,
-    corpus: ParallelCorpus | TextCorpus,
-    split: str,
-    *,
-    beam_size: int = 4,
-    length_penalty: float = 0.6,
-    samples: int = 5,
-) -> Report:
-    """Report on a split with what suits the model: translation for pairs, likelihood for running text."""
-    if isinstance(model, EncoderDecoder) and isinstance(corpus, ParallelCorpus):
-        return report_translation(
-            model, corpus, split, beam_size=beam_size, length_penalty=length_penalty, samples=samples
-        )
-    if isinstance(model, DecoderOnly) and isinstance(corpus, TextCorpus):
-        return report_text(model, corpus, split)
-    raise ValueError(
-        f"a model of kind {model.config.kind} cannot be evaluated on {type(corpus).__name__}; "
-        "an encoder-decoder needs parallel data, a decoder-only model running text"
     )

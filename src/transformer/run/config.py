@@ -6,25 +6,25 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import torch
-from annotated_types import Ge
 
 from ..base.sockets import Execution
-from ..data import ParallelData, TextData
-from ..enhancements.attention.kernels import KERNELS
+from ..data import DataConfig
 from ..enhancements.switches import SWITCHES, apply_switches
 from ..models import FAMILIES, ModelConfig, build
 from ..training.config import TrainingConfig
-from ..training.objective import Causal, SequenceToSequence
+from ..training.objective import ObjectiveConfig
 from ..training.optimizer import AdamConfig, AdamWConfig
 from ..training.schedule import Constant, Cosine, Noam, WarmupStableDecay
 from ..utils.codec import ConfigError, child, decode, encode, show, suggest
 from ..utils.layering import Layers, read_layers
+from .sections import EvaluationConfig, ExecutionConfig, OutputConfig
+from .tasks import DATA, OBJECTIVES, Task, find_task, usual_task
 
 NOWHERE: Mapping[str, str] = MappingProxyType({})
 
@@ -56,63 +56,15 @@ def _section(family: str) -> type[ModelSection]:
 
 
 SECTIONS: Mapping[str, type[ModelSection]] = {family: _section(family) for family in FAMILIES}
-FEEDS: Mapping[str, type[ParallelData] | type[TextData]] = {
-    "transformer": ParallelData,
-    "gpt": TextData,
-    "llama": TextData,
-}
-"""The kind of data that each family reads."""
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """The `evaluation` section: what is measured at the end of a run, and what is shown.
-
-    split: of the data, for the final figures; null is `test` where there is one, else `validation`.
-    beam_size, length_penalty: the search of translations (arXiv 1706.03762 §6.1: 4 and 0.6).
-    average_checkpoints: evaluate the mean of the last so many checkpoints' weights
-    (§6.1: 5), instead of the last, or the moving average if there is one. samples: translations to show, or
-    figures of their attention to draw. sample_tokens, prompt: the text that a language model writes.
-    """
-
-    split: str | None = None
-    beam_size: Annotated[int, Ge(1)] = 4
-    length_penalty: Annotated[float, Ge(0)] = 0.6
-    average_checkpoints: Annotated[int, Ge(1)] = 1
-    samples: Annotated[int, Ge(0)] = 5
-    figures: Annotated[int, Ge(0)] = 3
-    sample_tokens: Annotated[int, Ge(1)] = 200
-    prompt: str = "\n"
-
-
-@dataclass(frozen=True)
-class ExecutionConfig:
-    """The `execution` section: how to compute, never what, so that it may differ between two sittings of one run.
-
-    kernel: the attention kernel; auto is the definition, or with model.use_flash_attention the best for each case.
-    """
-
-    kernel: Literal["auto", "naive", "flash", "chunked", "sdpa", "flex", "triton"] = "auto"
-
-    def apply(self, execution: Execution) -> Execution:
-        """What the switches say, unless this section says otherwise."""
-        return execution if self.kernel == "auto" else replace(execution, kernel=KERNELS[self.kernel])
-
-
-@dataclass(frozen=True)
-class OutputConfig:
-    """The `output` section. dir: the run folder; null makes a new one, `runs/NAME-TIME-HEX`."""
-
-    dir: str | None = None
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run as data. `objective` null is the usual one of the model's family."""
+    """A whole run as data. `objective` null is the usual one of the model's family and the data."""
 
     model: ModelSection
-    data: ParallelData | TextData
-    objective: SequenceToSequence | Causal | None = None
+    data: DataConfig
+    objective: ObjectiveConfig | None = None
     optimizer: AdamConfig | AdamWConfig = field(default_factory=AdamWConfig)
     schedule: Noam | Cosine | WarmupStableDecay | Constant = field(default_factory=Cosine)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -121,24 +73,17 @@ class RunConfig:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig, compare=False)
 
     def __post_init__(self) -> None:
-        wanted = FEEDS[self.model.kind]
-        if not isinstance(self.data, wanted):
-            raise ConfigError(
-                f"model.family {self.model.kind} reads {wanted.kind} data, but data.kind is {self.data.kind}; "
-                f"set data.kind: {wanted.kind}, or another model.family"
-            )
+        find_task(self.model.kind, self.data, self.objective)
         if self.evaluation.average_checkpoints > self.training.keep_last:
             raise ConfigError(
                 f"evaluation.average_checkpoints {self.evaluation.average_checkpoints} is more than "
                 f"training.keep_last {self.training.keep_last}; raise the latter to it"
             )
-        if (
-            isinstance(self.objective, Causal) != isinstance(self.data, TextData)
-            and self.objective is not None
-        ):
-            raise ConfigError(
-                f"objective.kind {self.objective.kind} does not fit {self.data.kind} data; leave the objective out"
-            )
+
+    @property
+    def task(self) -> Task[Any, Any, Any]:
+        """What the model is trained to do."""
+        return find_task(self.model.kind, self.data, self.objective)
 
 
 @contextmanager
@@ -200,16 +145,26 @@ def decode_run(data: Mapping[str, Any], origin: Mapping[str, str]) -> RunConfig:
             path = child("model", key)
             raise ConfigError(f"{path} ({origin.get(path, 'given')}): unknown key{near}")
         data = {**data, "model": {"kind": family, **settings}}
-        feed = data.get("data", {})
-        if isinstance(feed, Mapping) and "kind" not in feed:
-            data["data"] = {"kind": FEEDS[family].kind, **feed}
-    config = decode(RunConfig, data, kinds=SECTIONS, origin=origin)
+        data = _with_usual_kinds(family, data)
+    config = decode(RunConfig, data, kinds={**SECTIONS, **DATA, **OBJECTIVES}, origin=origin)
     with located("model", origin):
         architecture, _ = config.model.architecture(vocab_size=1)
         require_memory(architecture)
     with located("schedule", origin):
         config.schedule.build(d_model=architecture.d_model, max_steps=config.training.max_steps)
     return config
+
+
+def _with_usual_kinds(family: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain form with the kinds of data and objective that are left out: those usual for the rest."""
+    feed, objective = data.get("data", {}), data.get("objective")
+    given = [section.get("kind") if isinstance(section, Mapping) else None for section in (feed, objective)]
+    task, filled = usual_task(family, *given), dict(data)
+    if isinstance(feed, Mapping) and "kind" not in feed:
+        filled["data"] = {"kind": task.data.kind, **feed}
+    if isinstance(objective, Mapping) and "kind" not in objective:
+        filled["objective"] = {"kind": task.objective.kind, **objective}
+    return filled
 
 
 def encode_run(config: RunConfig) -> dict[str, Any]:

@@ -45,8 +45,14 @@ class Objective(Protocol[B_contra]):
         """Return the summed loss of `model` on `batch`."""
 
 
+class ObjectiveConfig(Objective[Any]):
+    """An objective that a configuration can name: its settings are data."""
+
+    kind: ClassVar[str]
+
+
 @dataclass(frozen=True)
-class SequenceToSequence:
+class SequenceToSequence(ObjectiveConfig):
     """Predict each target token from the source and the target tokens before it, with label smoothing.
 
     label_smoothing: ε, the share of probability moved off the gold token (1706.03762 §5.4: 0.1).
@@ -79,7 +85,7 @@ class SequenceToSequence:
 
 
 @dataclass(frozen=True)
-class Causal:
+class Causal(ObjectiveConfig):
     """Predict each token of running text from the tokens before it."""
 
     kind: ClassVar[str] = "causal"
@@ -97,7 +103,7 @@ class Causal:
 
 
 @dataclass(frozen=True)
-class Masked:
+class Masked(ObjectiveConfig):
     """Predict the hidden tokens from those on both sides (BERT, 1810.04805 §3.1, task 1).
 
     The model is an encoder. Its map to logits is applied to the hidden tokens only: with 15 % of them hidden, a
