@@ -9,9 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
+from torch import nn
 
 from . import run as runs
-from .analysis.cost import count_flops, count_parameters, estimate_memory
+from .analysis.cost import count_active_parameters, count_flops, count_parameters, estimate_memory
 from .analysis.describe import parts_tree, settings_table
 from .base.transformer import EncoderDecoder
 from .data import DataConfig
@@ -60,12 +61,18 @@ def _costs(config: RunConfig, parts: Parts) -> list[str]:
         f"{name} {size / 2**20:,.0f} MiB" for name, size in vars(memory).items() if name != "peak" and size
     ]
     return [
-        f"parameters        {count_parameters(parts.model):,}",
+        f"parameters        {count_parameters(parts.model):,}{_active(parts.model)}",
         f"FLOPs per token   {flops.forward_per_token:,.0f} forward, {flops.training_per_token:,.0f} training",
         f"largest batch     {shape.rows} rows of {shape.length} tokens to predict{reading}",
         f"training memory   {memory.peak / 2**20:,.0f} MiB of tensors at the peak of a step ({', '.join(sizes)}); "
         "the process takes more: PyTorch itself, and freed memory that the allocator keeps",
     ]
+
+
+def _active(model: nn.Module) -> str:
+    """How many weights a token uses, where it does not use all."""
+    active = count_active_parameters(model)
+    return "" if active == count_parameters(model) else f", of which a token uses {active:,}"
 
 
 def prepare(output: Path, files: Sequence[Path], overrides: Sequence[str]) -> int:
@@ -122,7 +129,7 @@ def evaluate(folder: Path, split: str | None, overrides: Sequence[str]) -> int:
     """Measure a trained model as its run's configuration says."""
     source = folder if (folder / "config.yaml").exists() else folder / "config.yaml"
     config, _ = runs.read_run([source / "config.yaml" if source.is_dir() else source], overrides)
-    corpus, model = config.data.load(), load(folder)
+    corpus, model = config.data.load(config.task.special_tokens), load(folder)
     if corpus.tokenizer.fingerprint != load_tokenizer_of(folder).fingerprint:
         raise ValueError(
             f"{folder} was trained with another tokenizer than that of data.path {config.data.path}"

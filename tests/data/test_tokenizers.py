@@ -23,6 +23,7 @@ from transformer.data import (
     CharacterConfig,
     CharacterTokenizer,
     DataError,
+    SavedConfig,
     StreamDecoder,
     Tokenizer,
     load_tokenizer,
@@ -267,3 +268,46 @@ def test_a_missing_tokenizer_is_named(read: Callable[[Path], Tokenizer], tmp_pat
         DataError, match=r"no file .*tokeniser\.json\[\.gz\]; the nearest is 'tokenizer\.json'"
     ):
         read(tmp_path / "tokeniser.json")
+
+
+# ---------------------------------------------------------------- special tokens that are added
+
+
+@pytest.mark.parametrize("tokenizer", ALL, ids=lambda t: t.kind)
+def test_special_tokens_can_be_added(tokenizer: Tokenizer) -> None:
+    names = ["⟨mask⟩", "<extra_id_0>", "<extra_id_1>"]
+    more = tokenizer.with_special(names)
+    text = "to be, <extra_id_0> or not" if tokenizer.kind != "character" else "to be"
+    assert more.encode(text) == tokenizer.encode(text), "text that looks like one stays text"
+    assert [more.special(name) for name in names] == [tokenizer.vocab_size + i for i in range(3)]
+    assert more.vocab_size == tokenizer.vocab_size + 3
+    assert more.decode([*more.encode(text), more.special("⟨mask⟩")]) == text
+    assert set(more.special_ids) == {more.pad, more.bos, more.eos, *map(more.special, names)}
+    assert more.fingerprint != tokenizer.fingerprint
+    again = parse_tokenizer(more.to_bytes(), "it")
+    assert again.fingerprint == more.fingerprint
+    assert again.special("<extra_id_1>") == more.special("<extra_id_1>")
+    assert more.with_special(["⟨mask⟩"]).fingerprint == more.fingerprint, "what is there is not added again"
+    assert tokenizer.with_special([]).to_bytes() == tokenizer.to_bytes(), "old files stay as they were"
+    with pytest.raises(DataError, match="no special token 'mask'; it has none but pad, bos and eos"):
+        tokenizer.special("mask")
+    with pytest.raises(DataError, match="no special token 'mask'; it has ⟨mask⟩, <extra_id_0>"):
+        more.special("mask")
+
+
+def test_special_tokens_of_others_are_known(tmp_path: Path) -> None:
+    names = [{"id": 257 + i, "content": name, "special": True} for i, name in enumerate(["<mask>", "<unk>"])]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps(foreign(added_tokens=[{**name, **flags} for name in names])))
+    tokenizer = read_tokenizer_json(path)
+    assert tokenizer.special("<mask>") == 257
+    assert tokenizer.with_special(["<unk>"]).vocab_size == tokenizer.vocab_size
+
+
+def test_a_saved_tokenizer_is_a_choice(tmp_path: Path) -> None:
+    more = ByteTokenizer().with_special(["⟨mask⟩"])
+    more.save(tmp_path / "tokenizer.json")
+    assert SavedConfig(str(tmp_path / "tokenizer.json")).train([]).fingerprint == more.fingerprint
+    with pytest.raises(DataError, match="its 'special' must be a list of names"):
+        parse_tokenizer(b'{"kind": "byte", "special": "mask"}', "x.json")

@@ -2,7 +2,7 @@
 
 from .bpe import BPEConfig, BPETokenizer, read_tokenizer_json
 from .errors import DataError
-from .loading import TokenizerConfig, load_tokenizer, parse_tokenizer
+from .loading import SavedConfig, TokenizerConfig, load_tokenizer, parse_tokenizer
 from .masked import MaskedBatch, MaskedStream, Masking
 from .pairs import PairBatch, PairEvaluation, PairStream
 from .parallel import ParallelCorpus, ParallelData, prepare_parallel
@@ -36,6 +36,7 @@ __all__ = [
     "PairStream",
     "ParallelCorpus",
     "ParallelData",
+    "SavedConfig",
     "StreamDecoder",
     "TextBatch",
     "TextCorpus",

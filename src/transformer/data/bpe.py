@@ -49,6 +49,8 @@ class BPETokenizer(Tokenizer):
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         self.pad, self.bos, self.eos = (vocabulary[name] for name in self._names)
         super().__init__(_bytes_of_tokens(self._spec, vocabulary))
+        others = (token["content"] for token in self._spec["added_tokens"])
+        self._special = {name: vocabulary[name] for name in others if name not in self._names}
         self._check_round_trip()
 
     def encode(self, text: str) -> list[int]:

@@ -8,7 +8,7 @@ the training split.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -104,9 +104,9 @@ class ParallelData(DataConfig):
             "empty_lines": self.empty_lines,
         }
 
-    def load(self) -> ParallelCorpus:
+    def load(self, special_tokens: Sequence[str] = ()) -> ParallelCorpus:
         """Open the prepared data, preparing it first unless that was done before."""
-        return ParallelCorpus(self, find_or_prepare(self, _prepare))
+        return ParallelCorpus(self, find_or_prepare(self, _prepare), special_tokens)
 
     def prepare(self, output: Path) -> ParallelCorpus:
         """Turn the raw files into the new folder `output`, as `prepare_parallel` says."""
@@ -217,8 +217,8 @@ def _encode(tokenizer: Tokenizer, path: Path, texts: list[str]) -> list[list[int
 class ParallelCorpus(Corpus[ParallelData]):
     """Prepared parallel data, ready to train on and to evaluate with."""
 
-    def __init__(self, config: ParallelData, folder: Path) -> None:
-        super().__init__(config, folder)
+    def __init__(self, config: ParallelData, folder: Path, special_tokens: Sequence[str] = ()) -> None:
+        super().__init__(config, folder, special_tokens)
         self._splits = {split: self._open(split) for split in self._prepared.counts}
 
     def pairs(self, split: str) -> Pairs:

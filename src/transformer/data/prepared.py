@@ -138,8 +138,12 @@ class DataConfig(ABC):
         """Return what, besides the raw files, decides the prepared form."""
 
     @abstractmethod
-    def load(self) -> Corpus[Any]:
-        """Open the prepared data, preparing it first unless that was done before."""
+    def load(self, special_tokens: Sequence[str] = ()) -> Corpus[Any]:
+        """Open the prepared data, preparing it first unless that was done before.
+
+        special_tokens: names of those that the tokenizer shall have besides pad, bos and eos. They have ids that no
+        text has, so one prepared folder serves with any of them.
+        """
 
     @abstractmethod
     def prepare(self, output: Path) -> Corpus[Any]:
@@ -256,11 +260,11 @@ def open_prepared(folder: Path, kind: str) -> Prepared:
 class Corpus(ABC, Generic[Config]):
     """Prepared data of some kind, ready to train on and to evaluate with."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, special_tokens: Sequence[str] = ()) -> None:
         self.config, self.folder = config, folder
         self._prepared = open_prepared(folder, config.kind)
         self._prepared.require(config.settings())
-        self.tokenizer = self._prepared.tokenizer
+        self.tokenizer = self._prepared.tokenizer.with_special(special_tokens)
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ The files of a folder, in the order of their names, are documents of one text, w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -79,9 +79,9 @@ class TextData(DataConfig):
             "validation_fraction": self.validation_fraction,
         }
 
-    def load(self) -> TextCorpus:
+    def load(self, special_tokens: Sequence[str] = ()) -> TextCorpus:
         """Open the prepared data, preparing it first unless that was done before."""
-        return TextCorpus(self, find_or_prepare(self, _prepare))
+        return TextCorpus(self, find_or_prepare(self, _prepare), special_tokens)
 
     def prepare(self, output: Path) -> TextCorpus:
         """Turn the raw files into the new folder `output`, as `prepare_text` says."""
@@ -214,8 +214,8 @@ def _encode(tokenizer: Tokenizer, path: Path, texts: list[str]) -> list[list[int
 class TextCorpus(Corpus[TextData]):
     """Prepared running text, ready to train on and to evaluate with."""
 
-    def __init__(self, config: TextData, folder: Path) -> None:
-        super().__init__(config, folder)
+    def __init__(self, config: TextData, folder: Path, special_tokens: Sequence[str] = ()) -> None:
+        super().__init__(config, folder, special_tokens)
         self._splits = {split: self._prepared.tokens(split) for split in self._prepared.counts}
 
     def tokens(self, split: str) -> IntArray:

@@ -1,13 +1,15 @@
 """Text to token ids and back, exactly: `decode(encode(text)) == text` for any Unicode text.
 
-Every tokenizer maps an id to a fixed byte string (`token_bytes`; empty for the special tokens `pad`, `bos`,
-`eos`), so that decoding is always the same three steps: look up, join, read as UTF-8. Special tokens have
-ids of their own and no spelling: text that looks like one is encoded as ordinary text.
+Every tokenizer maps an id to a fixed byte string (`token_bytes`; empty for special tokens), so that decoding is
+always the same three steps: look up, join, read as UTF-8. Special tokens have ids of their own and no
+spelling: text that looks like one is encoded as ordinary text. Every tokenizer has `pad`, `bos` and `eos`;
+`with_special` gives it more, such as a mask token, behind the last id: the ids of text stay as they were.
 """
 
 from __future__ import annotations
 
 import codecs
+import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -36,7 +38,13 @@ class Tokenizer(ABC):
     def __init__(self, table: list[bytes]) -> None:
         """`table` holds the bytes of each token, none for the special ones."""
         self._table = table
-        self.vocab_size = len(table)
+        self._special: dict[str, int] = {}  # by name: those that the subclass knows, and then the added ones
+        self._added: tuple[str, ...] = ()
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, special tokens included."""
+        return len(self._table)
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -44,7 +52,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def payload(self) -> dict[str, Any]:
-        """Return everything that defines this tokenizer as JSON data, `kind` included."""
+        """Return what defines this tokenizer as JSON data, `kind` included, apart from tokens added to it."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return `encode(text)` for each text."""
@@ -65,15 +73,42 @@ class Tokenizer(ABC):
         self._check([token])
         return self._table[token]
 
+    def with_special(self, names: Iterable[str]) -> Tokenizer:
+        """Return this tokenizer with special tokens of these names; those that it lacks get the next ids, in order."""
+        missing = tuple(name for name in dict.fromkeys(names) if name not in self._special)
+        more = copy.copy(self)
+        more._table = [*self._table, *(b"" for _ in missing)]
+        more._special = self._special | {name: self.vocab_size + i for i, name in enumerate(missing)}
+        more._added = self._added + missing
+        return more
+
+    def special(self, name: str) -> int:
+        """Return the id of the special token of this name. DataError for one that the tokenizer lacks."""
+        if name not in self._special:
+            known = (
+                f"it has {', '.join(self._special)}" if self._special else "it has none but pad, bos and eos"
+            )
+            raise DataError(f"the tokenizer has no special token {name!r}; {known}")
+        return self._special[name]
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """The ids of all special tokens, in ascending order."""
+        return tuple(sorted({self.pad, self.bos, self.eos, *self._special.values()}))
+
+    def _content(self) -> dict[str, Any]:
+        """What defines this tokenizer, with the tokens that `with_special` added."""
+        return {**self.payload(), "special": list(self._added)} if self._added else self.payload()
+
     @property
     def fingerprint(self) -> str:
         """The sha256 of the canonical JSON form: equal exactly when two tokenizers are the same."""
-        canonical = json.dumps(self.payload(), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(self._content(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_bytes(self) -> bytes:
         """Return the content of the file that `save` writes: indented JSON in UTF-8."""
-        return (json.dumps(self.payload(), ensure_ascii=False, indent=1) + "\n").encode()
+        return (json.dumps(self._content(), ensure_ascii=False, indent=1) + "\n").encode()
 
     def save(self, path: Path) -> None:
         """Write this tokenizer as one readable JSON file, atomically."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from ..base.sockets import Execution
+from ..enhancements.architecture.moe.dispatch import DISPATCHES
 from ..enhancements.attention.kernels import KERNELS
 
 
@@ -37,13 +38,19 @@ class ExecutionConfig:
     """The `execution` section: how to compute, never what, so that it may differ between two sittings of one run.
 
     kernel: the attention kernel; auto is the definition, or with model.use_flash_attention the best for each case.
+    dispatch: how tokens are brought to their experts; auto is the faster way.
     """
 
     kernel: Literal["auto", "naive", "flash", "chunked", "sdpa", "flex", "triton"] = "auto"
+    dispatch: Literal["auto", "loop", "grouped"] = "auto"
 
     def apply(self, execution: Execution) -> Execution:
         """What the switches say, unless this section says otherwise."""
-        return execution if self.kernel == "auto" else replace(execution, kernel=KERNELS[self.kernel])
+        if self.kernel != "auto":
+            execution = replace(execution, kernel=KERNELS[self.kernel])
+        return (
+            execution if self.dispatch == "auto" else replace(execution, dispatch=DISPATCHES[self.dispatch])
+        )
 
 
 @dataclass(frozen=True)
