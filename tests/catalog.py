@@ -33,6 +33,7 @@ from transformer.base.transformer import EncoderDecoderConfig
 from transformer.base.wiring import PostNormConfig
 from transformer.enhancements import CATALOG, naive_attention, replace_parts, sdpa_attention
 from transformer.enhancements.architecture.mixture_of_depths import MixtureOfDepthsConfig
+from transformer.enhancements.architecture.output_dropout import OutputDropoutStackConfig
 from transformer.enhancements.architecture.parallel import ParallelConfig
 from transformer.enhancements.architecture.residual_multiplier import ResidualMultiplierConfig
 from transformer.enhancements.attention.free_cross import FreeCrossAttentionConfig
@@ -44,6 +45,7 @@ from transformer.enhancements.compose import has_part
 from transformer.enhancements.embedding import NormedEmbeddingConfig
 from transformer.enhancements.feed_forward.gelu import GELUFeedForwardConfig
 from transformer.enhancements.feed_forward.glu import GatedFeedForwardConfig
+from transformer.enhancements.initialization import FanInConfig
 from transformer.enhancements.normalization.deep_norm import DeepNormConfig
 from transformer.enhancements.normalization.dynamic_tanh import DynamicTanhConfig
 from transformer.enhancements.normalization.group_norm import GroupNormConfig
@@ -68,6 +70,7 @@ from transformer.enhancements.position.rope_scaling import (
 )
 from transformer.enhancements.position.schemes import RelativeAttentionConfig
 from transformer.enhancements.position.shaw import ShawAttentionConfig
+from transformer.enhancements.position.split_sinusoids import SplitSinusoidalPositionConfig
 from transformer.enhancements.position.t5_bias import T5BiasConfig
 from transformer.enhancements.position.transformer_xl import TransformerXLAttentionConfig
 from transformer.enhancements.position.xpos import XPositionConfig
@@ -111,7 +114,6 @@ OTHER_FORMS = (
     GroupedQueryAttentionConfig(6, 2, d_head=4, qk_norm=RMSNormConfig(), qk_norm_over="projection"),
     SlidingWindowAttentionConfig(4, 2, qk_norm=LayerNormConfig(), sinks=True, window=5),
     MultiHeadLatentAttentionConfig(2, 5, q_rank=7, d_content=3, d_rotary=4, d_value=6),
-    FreeCrossAttentionConfig(2, dropout=0.2, bias=True, d_head=5, scale=0.7),
     GELUFeedForwardConfig(20, bias=False, form="tanh"),
     GatedFeedForwardConfig(20, dropout=0.2, bias=True, activation="gelu"),
     BlockConfig(LinearAttentionConfig(HEADS, True), None, position=RotaryPositionConfig()),
@@ -145,6 +147,14 @@ RELATIVE: tuple[MixerConfig, ...] = (
     TransformerXLAttentionConfig(HEADS, dropout=0.2, bias=True),
 )
 """Kinds of attention with a position scheme of their own, in the blocks of one stack that has none."""
+
+TOGETHER: tuple[type[Config], ...] = (
+    FreeCrossAttentionConfig,
+    OutputDropoutStackConfig,
+    SplitSinusoidalPositionConfig,
+    FanInConfig,
+)
+"""Parts of published encoder-decoders, which do not touch each other: proved in the same two models, to save time."""
 
 KERNELS = (naive_attention, sdpa_attention)
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
@@ -214,6 +224,20 @@ def several(
     crossed = tuple(replace(block, cross_attention=CrossAttentionConfig(HEADS)) for block in fewer)
     pair = EncoderDecoderConfig(VOCAB, WIDTH, encoder, replace(encoder, blocks=crossed))
     return DecoderOnlyConfig(VOCAB, WIDTH, decoder), pair
+
+
+def together() -> tuple[ModelConfig, ...]:
+    """The models that hold all of `TOGETHER`."""
+    cross = FreeCrossAttentionConfig(2, dropout=0.2, bias=True, d_head=5, scale=0.7)
+    plain, crossed = (
+        OutputDropoutStackConfig((block,) * LAYERS, SplitSinusoidalPositionConfig(40), dropout=0.2)
+        for block in (decoder_block(), decoder_block(cross_attention=cross))
+    )
+    first = FanInConfig()
+    return (
+        DecoderOnlyConfig(VOCAB, WIDTH, plain, initialization=first),
+        EncoderDecoderConfig(VOCAB, WIDTH, plain, crossed, initialization=first),
+    )
 
 
 def left_to_right(part: Config) -> EncoderDecoderConfig:
@@ -295,7 +319,8 @@ def instance(part: type[Config]) -> Config:
 def rows() -> Iterator[Row]:
     parts = [instance(part) for part in CATALOG.values()]
     for part in (*parts, *OTHER_FORMS):
-        yield Row(part.kind if part in parts else f"{part!r}", part.kind, models_with(part))
+        models = together() if type(part) in TOGETHER else models_with(part)
+        yield Row(part.kind if part in parts else f"{part!r}", part.kind, models)
 
 
 def distinct(rows: Iterable[Row]) -> dict[ModelConfig, str]:

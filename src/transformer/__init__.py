@@ -12,18 +12,20 @@ if TYPE_CHECKING:
     from .interop import load as load
     from .models import BERT as BERT
     from .models import GPT as GPT
+    from .models import T5 as T5
     from .models import LLaMA as LLaMA
     from .models import Transformer as Transformer
 
 _HOMES = {
     "BERT": ".models",
     "GPT": ".models",
+    "T5": ".models",
     "LLaMA": ".models",
     "Transformer": ".models",
     "load": ".interop",
 }
 
-__all__ = ["BERT", "GPT", "LLaMA", "Transformer", "load"]
+__all__ = ["BERT", "GPT", "T5", "LLaMA", "Transformer", "load"]
 
 
 def __getattr__(name: str) -> object:

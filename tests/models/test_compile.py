@@ -118,7 +118,7 @@ def blocks_with(socket: str) -> tuple[BlockConfig, ...]:
     for kind, part in CATALOG.items():
         if (
             not issubclass(part, SOCKETS[socket])
-            or part is CrossAttentionConfig
+            or issubclass(part, CrossAttentionConfig)
             or kind.startswith("resi_dual")
         ):
             continue

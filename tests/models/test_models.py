@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from transformer.enhancements import (
     rope,
 )
 from transformer.enhancements.position.rope import RotaryPosition
-from transformer.models import FAMILIES, GPT, KINDS, LLaMA, Transformer, build, gpt, transformer
+from transformer.models import FAMILIES, GPT, KINDS, T5, LLaMA, Model, Transformer, build, gpt, transformer
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"vocab_size": 17, "d_model": 16, "n_heads": 2, "n_layers": 2}
@@ -105,13 +106,22 @@ def test_a_family_is_a_config_and_a_config_is_a_model() -> None:
 
 def names_of_weights() -> str:
     """Every name and shape in the state dicts of small models, one a line."""
-    sizes = {"vocab_size": 17, "d_model": 16, "n_heads": 2, "n_layers": 1, "d_ff": 24, "max_seq_len": 10}
-    models = {
+    sizes: dict[str, Any] = {
+        "vocab_size": 17,
+        "d_model": 16,
+        "n_heads": 2,
+        "n_layers": 1,
+        "d_ff": 24,
+        "max_seq_len": 10,
+    }
+    models: dict[str, Model] = {
         "Transformer": Transformer(**sizes),
         "Transformer pre_norm": Transformer(**sizes, use_pre_norm=True),
         "GPT": GPT(**sizes),
         "GPT rope rms_norm": GPT(**sizes, use_rope=True, use_rms_norm=True),
     }
+    del sizes["max_seq_len"]
+    models |= {"T5": T5(**sizes), "T5 1.1": T5(**sizes, version="1.1")}
     lines = []
     for title, model in models.items():
         lines += [f"# {title}", *(f"{name} {tuple(x.shape)}" for name, x in model.state_dict().items())]

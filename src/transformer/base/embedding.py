@@ -32,6 +32,16 @@ class TokenEmbedding(nn.Embedding):
 
 
 @dataclass(frozen=True)
+class LinearHeadConfig(Config):
+    """The map from hidden states to logits: a matrix and nothing else, as in §3.4."""
+
+    kind: ClassVar[str] = "linear_head"
+
+    def build(self, d_model: int, vocab_size: int) -> nn.Linear:
+        return nn.Linear(d_model, vocab_size, bias=False)
+
+
+@dataclass(frozen=True)
 class EmbeddingConfig(Config):
     """Token embeddings: `scaled` multiplies them by √d_model, as in §3.4."""
 

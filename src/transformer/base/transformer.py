@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .attention import CrossAttentionConfig, MultiHeadAttentionConfig, scaled_dot_product_attention
-from .embedding import EmbeddingConfig
+from .embedding import EmbeddingConfig, LinearHeadConfig
 from .feed_forward import ReluFeedForwardConfig
 from .position import SinusoidalPositionConfig
 from .sockets import (
@@ -62,6 +62,7 @@ class EncoderDecoderConfig(Config):
     embedding: EmbeddingConfig = EmbeddingConfig()
     tie_embeddings: bool = True
     initialization: InitializationConfig = XavierConfig()
+    lm_head: LinearHeadConfig = LinearHeadConfig()
 
 
 class DecodingState:
@@ -90,7 +91,7 @@ class EncoderDecoder(nn.Module):
         self.embedding = config.embedding.build(config.vocab_size, config.d_model)
         self.encoder: Stack = config.encoder.build(config.d_model)
         self.decoder: Stack = config.decoder.build(config.d_model)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = config.lm_head.build(config.d_model, config.vocab_size)
         config.initialization.initialize(self)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight

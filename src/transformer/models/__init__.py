@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
 
+from ..base.embedding import LinearHeadConfig
 from ..base.sockets import Config, Execution
 from ..base.transformer import EncoderDecoder, EncoderDecoderConfig, transformer
 from ..enhancements.attention.naive import naive_attention
@@ -19,6 +20,7 @@ from .head import HeadConfig
 from .llama import LLaMA, llama
 from .masked_head import MaskedHeadConfig, NoHeadConfig
 from .pooler import NoPoolerConfig, PoolerConfig
+from .t5 import T5, t5
 
 ModelConfig: TypeAlias = EncoderDecoderConfig | DecoderOnlyConfig | EncoderOnlyConfig
 Model: TypeAlias = EncoderDecoder | DecoderOnly | EncoderOnly
@@ -34,6 +36,7 @@ KINDS: Mapping[str, type[Config]] = MappingProxyType(
         EncoderDecoderConfig.kind: EncoderDecoderConfig,
         DecoderOnlyConfig.kind: DecoderOnlyConfig,
         EncoderOnlyConfig.kind: EncoderOnlyConfig,
+        LinearHeadConfig.kind: LinearHeadConfig,
         HeadConfig.kind: HeadConfig,
         MaskedHeadConfig.kind: MaskedHeadConfig,
         NoHeadConfig.kind: NoHeadConfig,
@@ -59,6 +62,7 @@ __all__ = [
     "FAMILIES",
     "GPT",
     "KINDS",
+    "T5",
     "DecoderOnly",
     "DecoderOnlyConfig",
     "EncoderDecoder",
@@ -78,5 +82,6 @@ __all__ = [
     "build",
     "gpt",
     "llama",
+    "t5",
     "transformer",
 ]

@@ -2,7 +2,7 @@
 
     logits = cap(scale · (h W + b)),   cap(z) = c · tanh(z / c) where there is a cap
 
-Gemma 2 (arXiv 2408.00118 §2) caps its logits at 30; Granite scales them; GPT-J and Phi have a bias.
+Gemma 2 (arXiv 2408.00118 §2) caps its logits at 30; T5 and Granite scale them; GPT-J, Phi and BART have a bias.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..base.sockets import Config
+from ..base.embedding import LinearHeadConfig
 from ..enhancements.attention.soft_cap import cap_scores
 
 
@@ -43,8 +43,8 @@ class CappedHead(ScaledHead):
 
 
 @dataclass(frozen=True)
-class HeadConfig(Config):
-    """The map to logits, as data."""
+class HeadConfig(LinearHeadConfig):
+    """The map to logits, as data, with what came after 2017."""
 
     kind: ClassVar[str] = "head"
     bias: bool = False
