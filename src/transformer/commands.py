@@ -129,10 +129,11 @@ def evaluate(folder: Path, split: str | None, overrides: Sequence[str]) -> int:
     """Measure a trained model as its run's configuration says."""
     source = folder if (folder / "config.yaml").exists() else folder / "config.yaml"
     config, _ = runs.read_run([source / "config.yaml" if source.is_dir() else source], overrides)
-    corpus, model = config.data.load(config.task.special_tokens), load(folder)
+    corpus, model = config.data.load(), load(folder)
+    corpus.add_special_tokens(config.task.special_tokens)
     if corpus.tokenizer.fingerprint != load_tokenizer_of(folder).fingerprint:
         raise ValueError(
-            f"{folder} was trained with another tokenizer than that of data.path {config.data.path}"
+            f"{folder} was trained with another tokenizer than that of data.path {getattr(config.data, 'path', None)}"
         )
     parts = Parts.of(config, corpus, model)
     final = parts.report(split or parts.split)

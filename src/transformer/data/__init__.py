@@ -6,7 +6,8 @@ from .loading import SavedConfig, TokenizerConfig, load_tokenizer, parse_tokeniz
 from .masked import MaskedBatch, MaskedStream, Masking
 from .pairs import PairBatch, PairEvaluation, PairStream
 from .parallel import ParallelCorpus, ParallelData, prepare_parallel
-from .prepared import Corpus, DataConfig
+from .prepared import Corpus, DataConfig, FileData, PreparedCorpus
+from .synthetic import SyntheticCorpus, SyntheticData
 from .text import TextCorpus, TextData, prepare_text
 from .tokenizer import (
     ByteConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "Corpus",
     "DataConfig",
     "DataError",
+    "FileData",
     "MaskedBatch",
     "MaskedStream",
     "Masking",
@@ -36,8 +38,11 @@ __all__ = [
     "PairStream",
     "ParallelCorpus",
     "ParallelData",
+    "PreparedCorpus",
     "SavedConfig",
     "StreamDecoder",
+    "SyntheticCorpus",
+    "SyntheticData",
     "TextBatch",
     "TextCorpus",
     "TextData",

@@ -8,7 +8,7 @@ the training split.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -25,8 +25,8 @@ from .loading import TokenizerConfig
 from .pairs import PairEvaluation, Pairs, PairStream, Sentences
 from .prepared import (
     Builder,
-    Corpus,
-    DataConfig,
+    FileData,
+    PreparedCorpus,
     building,
     find_or_prepare,
     hash_sources,
@@ -40,7 +40,7 @@ SplitFiles = dict[str, tuple[Path, Path]]
 
 
 @dataclass(frozen=True)
-class ParallelData(DataConfig):
+class ParallelData(FileData):
     """The `data` section of a translation run. The defaults are Multi30k, German to English.
 
     `path` is a folder of raw files or one that `transformer prepare` wrote. `train`, `validation` and `test`
@@ -104,9 +104,9 @@ class ParallelData(DataConfig):
             "empty_lines": self.empty_lines,
         }
 
-    def load(self, special_tokens: Sequence[str] = ()) -> ParallelCorpus:
+    def load(self) -> ParallelCorpus:
         """Open the prepared data, preparing it first unless that was done before."""
-        return ParallelCorpus(self, find_or_prepare(self, _prepare), special_tokens)
+        return ParallelCorpus(self, find_or_prepare(self, _prepare))
 
     def prepare(self, output: Path) -> ParallelCorpus:
         """Turn the raw files into the new folder `output`, as `prepare_parallel` says."""
@@ -214,11 +214,11 @@ def _encode(tokenizer: Tokenizer, path: Path, texts: list[str]) -> list[list[int
         raise DataError(f"{path}: {error}") from None
 
 
-class ParallelCorpus(Corpus[ParallelData]):
+class ParallelCorpus(PreparedCorpus[ParallelData]):
     """Prepared parallel data, ready to train on and to evaluate with."""
 
-    def __init__(self, config: ParallelData, folder: Path, special_tokens: Sequence[str] = ()) -> None:
-        super().__init__(config, folder, special_tokens)
+    def __init__(self, config: ParallelData, folder: Path) -> None:
+        super().__init__(config, folder)
         self._splits = {split: self._open(split) for split in self._prepared.counts}
 
     def pairs(self, split: str) -> Pairs:

@@ -120,12 +120,25 @@ def refuse_existing(output: Path) -> None:
 
 
 class DataConfig(ABC):
-    """What all kinds of data configuration have in common.
+    """What all kinds of data configuration have in common."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def load(self) -> Corpus[Any]:
+        """Open the data, preparing it first unless that was done before."""
+
+    @abstractmethod
+    def prepare(self, output: Path) -> Corpus[Any]:
+        """Turn raw files into the new folder `output`; DataError names what cannot be used."""
+
+
+class FileData(DataConfig):
+    """Data that is read from files.
 
     path: raw files, or a prepared folder. cache: where prepared data is kept; `.prepared` next to `path` when None.
     """
 
-    kind: ClassVar[str]
     path: str
     cache: str | None
 
@@ -137,23 +150,12 @@ class DataConfig(ABC):
     def settings(self) -> JSON:
         """Return what, besides the raw files, decides the prepared form."""
 
-    @abstractmethod
-    def load(self, special_tokens: Sequence[str] = ()) -> Corpus[Any]:
-        """Open the prepared data, preparing it first unless that was done before.
-
-        special_tokens: names of those that the tokenizer shall have besides pad, bos and eos. They have ids that no
-        text has, so one prepared folder serves with any of them.
-        """
-
-    @abstractmethod
-    def prepare(self, output: Path) -> Corpus[Any]:
-        """Turn the raw files into the new folder `output`; DataError names what cannot be used."""
-
 
 Config = TypeVar("Config", bound=DataConfig)
+Files = TypeVar("Files", bound=FileData)
 
 
-def find_or_prepare(config: Config, prepare: Callable[[Config, Path], None]) -> Path:
+def find_or_prepare(config: Files, prepare: Callable[[Files, Path], None]) -> Path:
     """Return the prepared folder of `config`: its path, or one in the cache that `prepare` fills if need be.
 
     A folder in the cache is named after the content of the raw files and the settings.
@@ -258,28 +260,47 @@ def open_prepared(folder: Path, kind: str) -> Prepared:
 
 
 class Corpus(ABC, Generic[Config]):
-    """Prepared data of some kind, ready to train on and to evaluate with."""
+    """Data of some kind, ready to train on and to evaluate with."""
 
-    def __init__(self, config: Config, folder: Path, special_tokens: Sequence[str] = ()) -> None:
-        self.config, self.folder = config, folder
-        self._prepared = open_prepared(folder, config.kind)
-        self._prepared.require(config.settings())
-        self.tokenizer = self._prepared.tokenizer.with_special(special_tokens)
+    config: Config
+    tokenizer: Tokenizer
 
     @property
+    @abstractmethod
     def splits(self) -> tuple[str, ...]:
         """The splits there are: "train", "validation" and perhaps "test"."""
-        return tuple(self._prepared.counts)
 
     @property
+    @abstractmethod
     def counts(self) -> dict[str, dict[str, int]]:
         """How much there is of what in each split."""
-        return self._prepared.counts
 
     def require_split(self, split: str) -> None:
         """DataError for a split that the data does not have."""
         if split not in self.splits:
             raise DataError(f"the data has no split {split!r}; it has {', '.join(self.splits)}")
+
+    def add_special_tokens(self, names: Sequence[str]) -> None:
+        """Give the tokenizer the special tokens of these names that it lacks; no text of the data has their ids."""
+        self.tokenizer = self.tokenizer.with_special(names)
+
+
+class PreparedCorpus(Corpus[Files]):
+    """Data in a prepared folder."""
+
+    def __init__(self, config: Files, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self._prepared = open_prepared(folder, config.kind)
+        self._prepared.require(config.settings())
+        self.tokenizer = self._prepared.tokenizer
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._prepared.counts)
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        return self._prepared.counts
 
 
 def _read_tokenizer(path: Path, stated: JSON) -> Tokenizer:

@@ -5,7 +5,7 @@ The files of a folder, in the order of their names, are documents of one text, w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -19,8 +19,8 @@ from .files import find_file, read_blocks
 from .loading import TokenizerConfig
 from .prepared import (
     Builder,
-    Corpus,
-    DataConfig,
+    FileData,
+    PreparedCorpus,
     building,
     find_or_prepare,
     hash_sources,
@@ -35,7 +35,7 @@ BLOCKS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class TextData(DataConfig):
+class TextData(FileData):
     """The `data` section of a language-model run. The defaults are Tiny Shakespeare by characters.
 
     `path` is a text file (`.txt` or `.gz`), a folder of them, or a folder that `transformer prepare` wrote.
@@ -79,9 +79,9 @@ class TextData(DataConfig):
             "validation_fraction": self.validation_fraction,
         }
 
-    def load(self, special_tokens: Sequence[str] = ()) -> TextCorpus:
+    def load(self) -> TextCorpus:
         """Open the prepared data, preparing it first unless that was done before."""
-        return TextCorpus(self, find_or_prepare(self, _prepare), special_tokens)
+        return TextCorpus(self, find_or_prepare(self, _prepare))
 
     def prepare(self, output: Path) -> TextCorpus:
         """Turn the raw files into the new folder `output`, as `prepare_text` says."""
@@ -211,11 +211,11 @@ def _encode(tokenizer: Tokenizer, path: Path, texts: list[str]) -> list[list[int
         raise DataError(f"{path}: {error}") from None
 
 
-class TextCorpus(Corpus[TextData]):
+class TextCorpus(PreparedCorpus[TextData]):
     """Prepared running text, ready to train on and to evaluate with."""
 
-    def __init__(self, config: TextData, folder: Path, special_tokens: Sequence[str] = ()) -> None:
-        super().__init__(config, folder, special_tokens)
+    def __init__(self, config: TextData, folder: Path) -> None:
+        super().__init__(config, folder)
         self._splits = {split: self._prepared.tokens(split) for split in self._prepared.counts}
 
     def tokens(self, split: str) -> IntArray:

@@ -80,7 +80,8 @@ def build_parts(config: RunConfig, origin: Mapping[str, str] = NOWHERE) -> Parts
     a model that would not fit the machine's memory.
     """
     with located("data", origin):
-        corpus = config.data.load(config.task.special_tokens)
+        corpus = config.data.load()
+        corpus.add_special_tokens(config.task.special_tokens)
     with located("model", origin):
         family, execution = config.model.architecture(corpus.tokenizer.vocab_size)
         architecture = config.task.architecture(family, corpus)

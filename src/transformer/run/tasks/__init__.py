@@ -10,14 +10,15 @@ from ...data import DataConfig
 from ...training.objective import ObjectiveConfig
 from ...utils.codec import ConfigError
 from .language_modelling import LanguageModelling
+from .problems import SolvingProblems
 from .task import Task, Work
 from .translation import Translation
 
 TASKS: Mapping[str, tuple[Task[Any, Any, Any], ...]] = MappingProxyType(
     {
         "transformer": (Translation(),),
-        "gpt": (LanguageModelling(),),
-        "llama": (LanguageModelling(),),
+        "gpt": (LanguageModelling(), SolvingProblems()),
+        "llama": (LanguageModelling(), SolvingProblems()),
     }
 )
 """The tasks of each family, by its name in a config file."""
