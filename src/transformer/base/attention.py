@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .sockets import Context, Layer, Layout, MixerConfig, OutputProjection, Pairs, Scoring
+from .cache import KeyValueCache
+from .sockets import Context, Layer, MixerConfig, OutputProjection, Pairs, Scoring
 
 
 def scaled_dot_product_attention(
@@ -50,31 +51,6 @@ def scaled_dot_product_attention(
     return torch.einsum("bhts,bhse->bhte", weights, v)
 
 
-class KeyValueCache:
-    """The keys and values of the tokens so far, and where those stand. Grows by one append per call."""
-
-    def __init__(self) -> None:
-        self.keys: Float[Tensor, "b h s e"] | None = None
-        self.values: Float[Tensor, "b _ s _"] | None = None
-        self.layout: Layout | None = None
-
-    def append(
-        self, k: Float[Tensor, "b h t e"], v: Float[Tensor, "b _ t _"], layout: Layout
-    ) -> tuple[Float[Tensor, "b h s e"], Float[Tensor, "b _ s _"], Layout]:
-        """Add this call's tokens and return all of them."""
-        if self.keys is not None and self.values is not None and self.layout is not None:
-            k, v = torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
-            layout = self.layout.append(layout, batch=k.shape[0])
-        self.keys, self.values, self.layout = k, v, layout
-        return k, v, layout
-
-    def select(self, rows: Int[Tensor, " b"]) -> None:
-        """Keep these rows of the batch, in this order."""
-        if self.keys is not None and self.values is not None and self.layout is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
-            self.layout = self.layout.rows(rows)
-
-
 class MemoryCache:
     """The keys and values of the encoder's output, computed at the first decoding step and kept."""
 
@@ -85,6 +61,9 @@ class MemoryCache:
         """Keep these rows of the batch, in this order."""
         if self.kept is not None:
             self.kept = self.kept[0][rows], self.kept[1][rows]
+
+    def truncate(self, ends: Int[Tensor, "b 1"]) -> None:
+        """Forget no token: these are the encoder's."""
 
 
 class MultiHeadAttention(Layer):

@@ -10,6 +10,7 @@ from annotated_types import Ge, Lt, MinLen
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .cache import GROWING, Storage, prepared
 from .normalization import LayerNormConfig, NoNormConfig
 from .position import SinusoidalPositionConfig
 from .sockets import (
@@ -40,6 +41,16 @@ class BlockState:
         for state in self.sublayers.values():
             if state is not None:
                 state.select(rows)
+
+    def truncate(self, ends: Int[Tensor, "b 1"]) -> None:
+        """Forget the tokens of each row at position `ends` and later."""
+        for state in self.sublayers.values():
+            if state is not None:
+                state.truncate(ends)  # type: ignore[attr-defined]  # `prepared` saw that it can
+
+    def prepared(self, storage: Storage) -> BlockState:
+        """The empty state that keeps the same, as `storage` says."""
+        return BlockState({name: prepared(state, storage) for name, state in self.sublayers.items()})
 
 
 class Block(Layer):
@@ -122,8 +133,9 @@ class BlockConfig(LayerConfig):
 class StackState:
     """The states of a stack's blocks, and how many tokens each row has had."""
 
-    def __init__(self, blocks: list[Any]) -> None:
-        self.blocks = blocks
+    def __init__(self, blocks: list[Any], storage: Storage = GROWING) -> None:
+        self.blocks = [prepared(block, storage) for block in blocks]
+        self.rollback = storage.rollback
         self.length = 0
         self.counts: Int[Tensor, "b 1"] | None = None
 
@@ -144,6 +156,21 @@ class StackState:
         for block in self.blocks:
             if block is not None:
                 block.select(rows)
+
+    def truncate(self, ends: Int[Tensor, "b 1"]) -> None:
+        """Forget the tokens of each row that have the number `ends` or a later one, counted from 0."""
+        assert self.counts is not None, "nothing has been read yet"
+        most, before = int((self.counts - ends).amax()), int(self.counts.amax())
+        if most > self.rollback:
+            raise ValueError(
+                f"{most} tokens are to be taken back, and this state can take back {self.rollback}; "
+                f"ask initial_state for a Storage with rollback {most} or more"
+            )
+        self.counts = torch.minimum(self.counts, ends)
+        self.length -= before - int(self.counts.amax())
+        for block in self.blocks:
+            if block is not None:
+                block.truncate(ends)
 
 
 class Stack(nn.Module):
@@ -173,9 +200,10 @@ class Stack(nn.Module):
         """Turn token embeddings into the input of the first block."""
         return self.dropout(self.position.embed(x, layout))  # type: ignore[no-any-return]
 
-    def initial_state(self) -> StackState:
+    def initial_state(self, storage: Storage = GROWING) -> StackState:
         """An empty state for decoding."""
-        return StackState([block.initial_state() for block in self.blocks if isinstance(block, Layer)])
+        states = [block.initial_state() for block in self.blocks if isinstance(block, Layer)]
+        return StackState(states, storage)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .attention import CrossAttentionConfig, MultiHeadAttentionConfig, scaled_dot_product_attention
+from .cache import GROWING, Storage
 from .embedding import EmbeddingConfig, LinearHeadConfig
 from .feed_forward import ReluFeedForwardConfig
 from .position import SinusoidalPositionConfig
@@ -76,6 +77,10 @@ class DecodingState:
         self.memory = Memory(self.memory.hidden[rows], self.memory.layout.rows(rows))
         self.stack.select(rows)
 
+    def truncate(self, ends: Int[Tensor, "b 1"]) -> None:
+        """Forget the target tokens of each row that have the number `ends` or a later one, counted from 0."""
+        self.stack.truncate(ends)
+
 
 class EncoderDecoder(nn.Module):
     """Maps a source sequence and the target so far to the logits of the next target tokens.
@@ -126,9 +131,9 @@ class EncoderDecoder(nn.Module):
         context = Context(layout, Mask(), self.execution, auxiliary=auxiliary or AuxiliaryLosses())
         return Memory(self.encoder(self.embedding(source), context), layout)
 
-    def initial_state(self, memory: Memory) -> DecodingState:
-        """The state with which decoding begins."""
-        return DecodingState(memory, self.decoder.initial_state())
+    def initial_state(self, memory: Memory, storage: Storage = GROWING) -> DecodingState:
+        """The state with which decoding begins; `storage` says how it is kept."""
+        return DecodingState(memory, self.decoder.initial_state(storage))
 
     def decode(self, target: Int[Tensor, "b t"], state: DecodingState) -> Float[Tensor, "b t v"]:
         """Return the logits after each of these next tokens; `state` remembers those before them."""

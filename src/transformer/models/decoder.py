@@ -9,6 +9,7 @@ from annotated_types import Ge
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..base.cache import GROWING, Storage
 from ..base.embedding import EmbeddingConfig
 from ..base.sockets import AuxiliaryLosses, Config, Context, Execution, InitializationConfig, Layout, Mask
 from ..base.stack import Stack, StackConfig, StackState, check_length
@@ -63,9 +64,9 @@ class DecoderOnly(nn.Module):
         layout = Layout.of(tokens, None if attention_mask is None else attention_mask.bool(), documents)
         return self._logits(tokens, layout, None, auxiliary or AuxiliaryLosses())
 
-    def initial_state(self) -> StackState:
-        """The state with which decoding begins."""
-        return self.stack.initial_state()
+    def initial_state(self, storage: Storage = GROWING) -> StackState:
+        """The state with which decoding begins; `storage` says how it is kept."""
+        return self.stack.initial_state(storage)
 
     def decode(
         self,

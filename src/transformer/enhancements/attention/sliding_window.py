@@ -18,7 +18,7 @@ from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
-from ...base.attention import KeyValueCache
+from ...base.cache import KeyValueCache, RingCache, Storage
 from ...base.sockets import Config, Context, Enhancement, Layout, Pairs
 from ...base.stack import StackConfig
 from ..compose import replace_parts
@@ -48,6 +48,11 @@ class WindowCache(KeyValueCache):
                 None if layout.documents is None else layout.documents[:, first:],
             )
         return k, v, layout
+
+    def prepared(self, storage: Storage) -> KeyValueCache:
+        """The empty cache that keeps the same, as `storage` says; a ring needs no more memory than the window."""
+        kept = self.window + storage.rollback
+        return WindowCache(kept) if storage.capacity is None else RingCache(kept)
 
     def _first_needed(self, layout: Layout) -> int:
         """The first token that some row's next token will see; with no padding that is a matter of counting."""

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...base.attention import KeyValueCache, MultiHeadAttention, MultiHeadAttentionConfig
+from ...base.cache import PreallocatedCache, RingCache, Storage
 from ...base.sockets import Config, Context, Enhancement, Layout, Pairs
 from .rope_scaling import rotary_frequencies
 from .schemes import RelativeAttentionConfig, edit_stacks, with_relative_attention
@@ -62,6 +63,13 @@ class SegmentMemory(KeyValueCache):
         if self.window is not None and k.shape[2] >= self.window:
             self._keep(_last(layout, len(k), k.shape[2], self.window - 1))
         return k, v, layout
+
+    def prepared(self, storage: Storage) -> KeyValueCache:
+        """The empty cache that keeps the same, as `storage` says."""
+        if self.window is None:
+            return self if storage.capacity is None else PreallocatedCache(storage.capacity)
+        kept = self.window + storage.rollback
+        return SegmentMemory(kept) if storage.capacity is None else RingCache(kept)
 
     def _keep(self, index: Int[Tensor, "b s"]) -> None:
         assert self.keys is not None and self.values is not None and self.layout is not None
