@@ -215,7 +215,7 @@ class RingCache(KeyValueCache):
 def prepared(state: C, storage: Storage) -> C:
     """Return the empty state that keeps the same as `state`, as `storage` says.
 
-    A state that knows one way only is left as it is. ValueError if it cannot take tokens back and `storage` asks for it.
+    A state that knows one way only is left as it is. ValueError if tokens are to be taken back and it cannot.
     """
     if storage.rollback and state is not None and not hasattr(state, "truncate"):
         raise ValueError(
@@ -223,18 +223,15 @@ def prepared(state: C, storage: Storage) -> C:
             f"rollback {storage.rollback}; generate without a draft"
         )
     change = getattr(state, "prepared", None)
-    return state if change is None else change(storage)  # type: ignore[no-any-return]
+    return state if change is None else change(storage)
 
 
 def _before(layout: Layout, ends: Int[Tensor, "b 1"]) -> tuple[Layout, int]:
     """The part of a layout at positions below `ends`, and how many columns it still has."""
     kept = layout.positions < ends
     kept = kept if layout.real is None else kept & layout.real
-    width = (
-        int((kept.any(0).long() * torch.arange(1, kept.shape[1] + 1, device=kept.device)).amax())
-        if kept.numel()
-        else 0
-    )
+    columns = kept.any(0).nonzero()
+    width = int(columns[-1]) + 1 if len(columns) else 0
     real = None if layout.real is None and bool(kept[:, :width].all()) else kept[:, :width]
     documents = None if layout.documents is None else layout.documents[:, :width]
     return Layout(layout.positions[:, :width], real, documents), width

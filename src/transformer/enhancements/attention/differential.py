@@ -25,7 +25,8 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...base.attention import KeyValueCache, MultiHeadAttentionConfig
+from ...base.attention import MultiHeadAttentionConfig
+from ...base.cache import KeyValueCache
 from ...base.sockets import Config, Context, Enhancement, Layer, MixerConfig, OutputProjection, Scoring
 from ...base.stack import StackConfig
 from ..compose import replace_parts

@@ -26,7 +26,8 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...base.attention import KeyValueCache, MultiHeadAttention, MultiHeadAttentionConfig
+from ...base.attention import MultiHeadAttention, MultiHeadAttentionConfig
+from ...base.cache import KeyValueCache
 from ...base.normalization import NoNormConfig
 from ...base.sockets import (
     Config,

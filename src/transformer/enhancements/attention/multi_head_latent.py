@@ -26,7 +26,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...base.attention import KeyValueCache, MultiHeadAttentionConfig
+from ...base.attention import MultiHeadAttentionConfig
+from ...base.cache import KeyValueCache
 from ...base.sockets import Config, Context, Enhancement, Layer, MixerConfig, OutputProjection, Scoring
 from ..compose import replace_parts
 from ..normalization.rms_norm import RMSNorm

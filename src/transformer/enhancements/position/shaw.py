@@ -23,7 +23,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...base.attention import KeyValueCache, MultiHeadAttention, MultiHeadAttentionConfig
+from ...base.attention import MultiHeadAttention, MultiHeadAttentionConfig
+from ...base.cache import KeyValueCache
 from ...base.sockets import Config, Context, Enhancement, Pairs, Scoring
 from ..attention.naive import attention_weights
 from .schemes import RelativeAttentionConfig, edit_stacks, with_relative_attention

@@ -38,8 +38,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...base.attention import KeyValueCache, MultiHeadAttention, MultiHeadAttentionConfig
-from ...base.cache import PreallocatedCache, RingCache, Storage
+from ...base.attention import MultiHeadAttention, MultiHeadAttentionConfig
+from ...base.cache import KeyValueCache, PreallocatedCache, RingCache, Storage
 from ...base.sockets import Config, Context, Enhancement, Layout, Pairs
 from .rope_scaling import rotary_frequencies
 from .schemes import RelativeAttentionConfig, edit_stacks, with_relative_attention
