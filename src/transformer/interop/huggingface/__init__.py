@@ -30,6 +30,7 @@ from . import (
     opt,
     phi,
     stablelm,
+    t5,
 )
 from .attributes import Attributes
 from .directory import Shards, read_attributes, write_directory
@@ -56,6 +57,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             granite,
             olmo,
             distilbert,
+            t5,
         )
         for family in part.FAMILIES
     }

@@ -167,3 +167,14 @@ def only_head_of_another_task(attributes: Attributes) -> None:
         attributes.take(name, bool, None)
     for name in ("summary_first_dropout", "classifier_dropout"):
         attributes.take(name, float, None)
+
+
+def only_generation(attributes: Attributes) -> None:
+    """Pass over what older releases say of how to write text, which decoding is told by its own arguments."""
+    for name in ("max_length", "min_length", "num_beams", "num_return_sequences", "no_repeat_ngram_size"):
+        attributes.take(name, int, None)
+    for name in ("length_penalty", "repetition_penalty", "temperature"):
+        attributes.take(name, float, None)
+    for name in ("early_stopping", "do_sample", "force_bos_token_to_be_generated"):
+        attributes.take(name, bool, None)
+    attributes.take("bad_words_ids", list, None)
