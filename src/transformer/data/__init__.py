@@ -2,8 +2,10 @@
 
 from .bpe import BPEConfig, BPETokenizer, read_tokenizer_json
 from .errors import DataError
+from .examples import LabelledBatch, LabelledEvaluation, LabelledStream
+from .labelled import LabelledCorpus, LabelledData, read_labelled
 from .loading import SavedConfig, TokenizerConfig, load_tokenizer, parse_tokenizer
-from .masked import MaskedBatch, MaskedStream, Masking
+from .masked import MaskedBatch, MaskedEvaluation, MaskedStream, Masking
 from .pairs import PairBatch, PairEvaluation, PairStream
 from .parallel import ParallelCorpus, ParallelData, prepare_parallel
 from .prepared import Corpus, DataConfig, FileData, PreparedCorpus
@@ -30,7 +32,13 @@ __all__ = [
     "DataConfig",
     "DataError",
     "FileData",
+    "LabelledBatch",
+    "LabelledCorpus",
+    "LabelledData",
+    "LabelledEvaluation",
+    "LabelledStream",
     "MaskedBatch",
+    "MaskedEvaluation",
     "MaskedStream",
     "Masking",
     "PairBatch",
@@ -54,5 +62,6 @@ __all__ = [
     "parse_tokenizer",
     "prepare_parallel",
     "prepare_text",
+    "read_labelled",
     "read_tokenizer_json",
 ]

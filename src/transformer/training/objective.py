@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..base import AuxiliaryLosses
-from ..data import MaskedBatch, PairBatch, TextBatch
+from ..data import LabelledBatch, MaskedBatch, Masking, PairBatch, TextBatch, Tokenizer
+from ..data.synthetic import AnswerBatch
 from .cross_entropy import SmoothedCrossEntropy
 
 Smoothing = Literal["uniform", "exclude_gold_and_pad", "wrong_classes"]
 B_contra = TypeVar("B_contra", contravariant=True)
 
+MASK = "⟨mask⟩"  # the name of the token that stands where another one is hidden
 IGNORED = -100  # the label of a position that does not count
 
 
@@ -103,14 +105,43 @@ class Causal(ObjectiveConfig):
 
 
 @dataclass(frozen=True)
+class Answers(ObjectiveConfig):
+    """Tell the answers that a made problem asks for, from the symbols so far; nothing else counts."""
+
+    kind: ClassVar[str] = "answers"
+
+    def count(self, batch: AnswerBatch) -> int:
+        return int(batch.asked.sum())
+
+    def __call__(self, model: nn.Module, batch: AnswerBatch) -> LossSum:
+        auxiliary = AuxiliaryLosses()
+        logits = model(batch.tokens, auxiliary=auxiliary)
+        total, nll = smoothed_cross_entropy(logits, batch.labels, batch.asked, 0.0)
+        count = self.count(batch)
+        return LossSum(total + count * auxiliary.total(), count, nll)
+
+
+@dataclass(frozen=True)
 class Masked(ObjectiveConfig):
     """Predict the hidden tokens from those on both sides (BERT, 1810.04805 §3.1, task 1).
 
-    The model is an encoder. Its map to logits is applied to the hidden tokens only: with 15 % of them hidden, a
-    seventh of its cost and of the memory of the logits.
+    share: of the tokens, that are hidden; masked, random: of the hidden ones, that become the mask token, or any other;
+    the rest stay as they are. The model is an encoder. Its map to logits is applied to the hidden tokens only: with
+    15 % of them hidden, a seventh of its cost and of the memory of the logits.
     """
 
     kind: ClassVar[str] = "masked"
+    share: Annotated[float, Gt(0), Le(1)] = 0.15
+    masked: Annotated[float, Ge(0), Le(1)] = 0.8
+    random: Annotated[float, Ge(0), Le(1)] = 0.1
+
+    def __post_init__(self) -> None:
+        Masking(2, 0, (), self.share, self.masked, self.random)  # refuses shares that do not add up
+
+    def masking(self, tokenizer: Tokenizer) -> Masking:
+        """Return how the tokens of this tokenizer are hidden."""
+        shares = self.share, self.masked, self.random
+        return Masking(tokenizer.vocab_size, tokenizer.special(MASK), tokenizer.special_ids, *shares)
 
     def count(self, batch: MaskedBatch) -> int:
         return int(batch.chosen.sum())
@@ -118,8 +149,30 @@ class Masked(ObjectiveConfig):
     def __call__(self, model: nn.Module, batch: MaskedBatch) -> LossSum:
         auxiliary, encoder = AuxiliaryLosses(), _encoder(model)
         hidden = encoder.encode(batch.tokens, attention_mask=batch.real, auxiliary=auxiliary)
-        logits, labels = encoder.lm_head(hidden[batch.chosen][None]), batch.labels[batch.chosen][None]
+        chosen = batch.chosen.flatten()
+        logits = encoder.lm_head(hidden.flatten(0, 1)[chosen][None])
+        labels = batch.labels.flatten()[chosen][None]
         total, nll = smoothed_cross_entropy(logits, labels, torch.ones_like(labels, dtype=torch.bool), 0.0)
+        count = self.count(batch)
+        return LossSum(total + count * auxiliary.total(), count, nll)
+
+
+@dataclass(frozen=True)
+class Classification(ObjectiveConfig):
+    """Tell the class of a text (BERT, 1810.04805 §4.1). label_smoothing: ε, spread evenly over the classes."""
+
+    kind: ClassVar[str] = "classification"
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+    def count(self, batch: LabelledBatch) -> int:
+        return len(batch.labels)
+
+    def __call__(self, model: nn.Module, batch: LabelledBatch) -> LossSum:
+        auxiliary = AuxiliaryLosses()
+        scores = model(batch.tokens, attention_mask=batch.real, auxiliary=auxiliary)[None]
+        labels = batch.labels[None]
+        counted = torch.ones_like(labels, dtype=torch.bool)
+        total, nll = smoothed_cross_entropy(scores, labels, counted, self.label_smoothing)
         count = self.count(batch)
         return LossSum(total + count * auxiliary.total(), count, nll)
 

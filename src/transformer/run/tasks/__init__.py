@@ -9,7 +9,9 @@ from typing import Any
 from ...data import DataConfig
 from ...training.objective import ObjectiveConfig
 from ...utils.codec import ConfigError
+from .classifying import Classifying
 from .language_modelling import LanguageModelling
+from .masked_modelling import MaskedModelling
 from .problems import SolvingProblems
 from .task import Task, Work
 from .translation import Translation
@@ -19,6 +21,7 @@ TASKS: Mapping[str, tuple[Task[Any, Any, Any], ...]] = MappingProxyType(
         "transformer": (Translation(),),
         "gpt": (LanguageModelling(), SolvingProblems()),
         "llama": (LanguageModelling(), SolvingProblems()),
+        "bert": (MaskedModelling(), Classifying()),
     }
 )
 """The tasks of each family, by its name in a config file."""
