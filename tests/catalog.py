@@ -5,7 +5,7 @@ A part is enrolled by being listed in `CATALOG`: a small one is made of its clas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -32,7 +32,20 @@ from transformer.base.stack import BlockConfig, StackConfig
 from transformer.base.transformer import EncoderDecoderConfig
 from transformer.base.wiring import PostNormConfig
 from transformer.enhancements import CATALOG, naive_attention, replace_parts, sdpa_attention
+from transformer.enhancements.architecture.layer_drop import LayerDropConfig
 from transformer.enhancements.architecture.mixture_of_depths import MixtureOfDepthsConfig
+from transformer.enhancements.architecture.moe.expert_choice import ExpertChoiceConfig
+from transformer.enhancements.architecture.moe.losses import (
+    BalanceLossConfig,
+    RouterLossConfig,
+    RouterZLossConfig,
+    SequenceBalanceLossConfig,
+)
+from transformer.enhancements.architecture.moe.mixture import MixtureOfExpertsConfig
+from transformer.enhancements.architecture.moe.routing import RouterConfig
+from transformer.enhancements.architecture.moe.sigmoid import SigmoidTopKConfig
+from transformer.enhancements.architecture.moe.soft import SoftMixtureOfExpertsConfig
+from transformer.enhancements.architecture.moe.softmax import SoftmaxAfterTopKConfig, SoftmaxBeforeTopKConfig
 from transformer.enhancements.architecture.output_dropout import OutputDropoutStackConfig
 from transformer.enhancements.architecture.parallel import ParallelConfig
 from transformer.enhancements.architecture.residual_multiplier import ResidualMultiplierConfig
@@ -43,8 +56,10 @@ from transformer.enhancements.attention.multi_head_latent import MultiHeadLatent
 from transformer.enhancements.attention.sliding_window import SlidingWindowAttentionConfig
 from transformer.enhancements.compose import has_part
 from transformer.enhancements.embedding import NormedEmbeddingConfig
+from transformer.enhancements.feed_forward.clamped_glu import ClampedGatedFeedForwardConfig
 from transformer.enhancements.feed_forward.gelu import GELUFeedForwardConfig
 from transformer.enhancements.feed_forward.glu import GatedFeedForwardConfig
+from transformer.enhancements.feed_forward.token_gated import TokenGatedFeedForwardConfig
 from transformer.enhancements.initialization import FanInConfig
 from transformer.enhancements.normalization.deep_norm import DeepNormConfig
 from transformer.enhancements.normalization.dynamic_tanh import DynamicTanhConfig
@@ -75,6 +90,10 @@ from transformer.enhancements.position.t5_bias import T5BiasConfig
 from transformer.enhancements.position.transformer_xl import TransformerXLAttentionConfig
 from transformer.enhancements.position.xpos import XPositionConfig
 from transformer.enhancements.position.yarn import YaRNRopeScalingConfig
+from transformer.enhancements.ssm.initialization import MambaInitializationConfig
+from transformer.enhancements.ssm.mamba import MambaConfig
+from transformer.enhancements.ssm.mamba2 import Mamba2Config
+from transformer.enhancements.ssm.s4d import S4DConfig
 from transformer.models import DecoderOnlyConfig, Model, ModelConfig, build
 
 VOCAB, WIDTH, HEADS, LAYERS = 11, 12, 3, 2
@@ -94,6 +113,8 @@ SMALL: dict[str, Any] = {
     "d_content": 4,
     "d_rotary": 2,
     "d_value": 5,  # two windows see every token
+    "d_state": 6,
+    "d_head": 4,
 }
 """The values of the fields that a part may have, sized for tests; a part's other fields keep their defaults."""
 
@@ -106,6 +127,15 @@ MEETING: tuple[tuple[type[NormConfig], type[WiringConfig]], ...] = (
 )
 """A norm and a wiring that are proved in the same models, to save time."""
 
+STATE_SPACE: tuple[type[MixerConfig], ...] = (S4DConfig, MambaConfig, Mamba2Config)
+HYBRID: tuple[MixerConfig, ...] = (
+    MambaConfig(18, 5, 3, convolution=3, conv_bias=False, bias=True, inner_norm=RMSNormConfig()),
+    MultiHeadAttentionConfig(HEADS, dropout=0.2),
+    Mamba2Config(16, 5, 4, n_groups=2, convolution=3, conv_bias=False, bias=True),
+    S4DConfig(4, "inv", "bilinear"),
+)
+"""State-space models are proved in the blocks of one decoder, and other forms of them, beside attention, in another."""
+
 OTHER_FORMS = (
     MultiHeadAttentionConfig(HEADS, dropout=0.2, bias=True),
     MultiHeadAttentionConfig(1),
@@ -117,6 +147,7 @@ OTHER_FORMS = (
     GELUFeedForwardConfig(20, bias=False, form="tanh"),
     GatedFeedForwardConfig(20, dropout=0.2, bias=True, activation="gelu"),
     BlockConfig(LinearAttentionConfig(HEADS, True), None, position=RotaryPositionConfig()),
+    HYBRID[0],
     EmbeddingConfig(scaled=False),
     NormedEmbeddingConfig(multiplier=3.0, norm=LayerNormConfig()),
 )
@@ -148,6 +179,45 @@ RELATIVE: tuple[MixerConfig, ...] = (
 )
 """Kinds of attention with a position scheme of their own, in the blocks of one stack that has none."""
 
+EXPERT = GatedFeedForwardConfig(7)
+MIXTURES: tuple[FeedForwardConfig, ...] = (
+    MixtureOfExpertsConfig(
+        5,
+        GatedFeedForwardConfig(6, bias=True, activation="gelu"),
+        SoftmaxBeforeTopKConfig(2, jitter=0.1, bias=True, scale=1.7),
+        capacity_factor=0.8,
+        losses=(BalanceLossConfig(0.3), SequenceBalanceLossConfig(0.2), RouterZLossConfig(0.1)),
+    ),
+    MixtureOfExpertsConfig(3, GELUFeedForwardConfig(9), SoftmaxBeforeTopKConfig(2, renormalize=True)),
+    MixtureOfExpertsConfig(4, ReluFeedForwardConfig(9, bias=False), SoftmaxAfterTopKConfig(2)),
+    MixtureOfExpertsConfig(
+        6, ClampedGatedFeedForwardConfig(7, limit=0.3), SigmoidTopKConfig(2, n_groups=3, top_groups=2, scale=2.5),
+        TokenGatedFeedForwardConfig(EXPERT),
+    ),
+    TokenGatedFeedForwardConfig(EXPERT),
+)  # fmt: skip
+"""Mixtures of experts with every router, loss and kind of expert, in the blocks of one stack."""
+CHOOSERS = (ExpertChoiceConfig(4, EXPERT, 1.6), SoftMixtureOfExpertsConfig(3, GELUFeedForwardConfig(7), 2))
+"""Experts that see the whole sequence, in the blocks of one encoder."""
+
+MixtureConfig = (
+    RouterConfig
+    | RouterLossConfig
+    | MixtureOfExpertsConfig
+    | ExpertChoiceConfig
+    | SoftMixtureOfExpertsConfig
+    | TokenGatedFeedForwardConfig
+)
+
+
+def state_space(part: Config) -> tuple[ModelConfig, ...]:
+    """The decoder that holds all state-space models, or the one that holds other forms of them."""
+    mixers = HYBRID if part in HYBRID else tuple(small(kind) for kind in STATE_SPACE)
+    blocks = tuple(decoder_block(mixer=mixer, feed_forward=None) for mixer in mixers)
+    stack = StackConfig(blocks, NoPositionConfig(), dropout=0.2)
+    return (DecoderOnlyConfig(VOCAB, WIDTH, stack, initialization=MambaInitializationConfig()),)
+
+
 TOGETHER: tuple[type[Config], ...] = (
     FreeCrossAttentionConfig,
     OutputDropoutStackConfig,
@@ -155,6 +225,15 @@ TOGETHER: tuple[type[Config], ...] = (
     FanInConfig,
 )
 """Parts of published encoder-decoders, which do not touch each other: proved in the same two models, to save time."""
+
+STATE_SPACE: tuple[type[MixerConfig], ...] = (S4DConfig, MambaConfig, Mamba2Config)
+HYBRID: tuple[MixerConfig, ...] = (
+    MambaConfig(18, 5, 3, convolution=3, conv_bias=False, bias=True, inner_norm=RMSNormConfig()),
+    MultiHeadAttentionConfig(HEADS, dropout=0.2),
+    Mamba2Config(16, 5, 4, n_groups=2, convolution=3, conv_bias=False, bias=True),
+    S4DConfig(4, "inv", "bilinear"),
+)
+"""State-space models are proved in the blocks of one decoder, and other forms of them, beside attention, in another."""
 
 KERNELS = (naive_attention, sdpa_attention)
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
@@ -226,6 +305,18 @@ def several(
     return DecoderOnlyConfig(VOCAB, WIDTH, decoder), pair
 
 
+def mixtures(part: Config) -> tuple[ModelConfig, ...]:
+    """The models that hold all mixtures of experts: a decoder, and an encoder-decoder for those that see both ways."""
+    plain, crossed = decoder_block(), decoder_block(cross_attention=CrossAttentionConfig(HEADS))
+    if not getattr(part, "both_ways_only", False):
+        blocks = tuple(decoder_block(feed_forward=mixture) for mixture in MIXTURES)
+        stack = StackConfig(blocks, SinusoidalPositionConfig(SMALL["max_seq_len"]), dropout=0.2)
+        return (DecoderOnlyConfig(VOCAB, WIDTH, stack),)
+    model = encoder_decoder(plain, crossed)
+    blocks = tuple(decoder_block(feed_forward=chooser) for chooser in CHOOSERS)
+    return (replace(model, encoder=replace(model.encoder, blocks=blocks)),)
+
+
 def together() -> tuple[ModelConfig, ...]:
     """The models that hold all of `TOGETHER`."""
     cross = FreeCrossAttentionConfig(2, dropout=0.2, bias=True, d_head=5, scale=0.7)
@@ -242,7 +333,8 @@ def together() -> tuple[ModelConfig, ...]:
 
 def left_to_right(part: Config) -> EncoderDecoderConfig:
     """An encoder-decoder with `part`, which cannot stand in an encoder, in its decoder; one for all such, for time."""
-    mixers = [small(kind) for kind in CATALOG.values() if getattr(kind, "causal_only", False)]
+    kinds = [kind for kind in CATALOG.values() if kind not in STATE_SPACE]
+    mixers = [small(kind) for kind in kinds if getattr(kind, "causal_only", False)]
     cross = CrossAttentionConfig(HEADS)
     blocks = [decoder_block(mixer=mixer, cross_attention=cross) for mixer in mixers if part in mixers]
     blocks = blocks or [decoder_block(mixer=part, cross_attention=cross)] * LAYERS
@@ -257,6 +349,16 @@ def with_cross_attention(part: LayerConfig) -> tuple[ModelConfig, ...]:
     return (encoder_decoder(part, replace(part, cross_attention=CrossAttentionConfig(HEADS))),)
 
 
+TOGETHER: tuple[tuple[Any, Callable[[Any], tuple[ModelConfig, ...]]], ...] = (
+    (RopeScalingConfig | ALiBiConfig | T5BiasConfig | XPositionConfig | RelativeAttentionConfig, positioned),
+    (RouterConfig | RouterLossConfig | MixtureOfExpertsConfig | TokenGatedFeedForwardConfig, mixtures),
+    (ExpertChoiceConfig | SoftMixtureOfExpertsConfig | ClampedGatedFeedForwardConfig, mixtures),
+    (S4DConfig | MambaConfig | Mamba2Config | MambaInitializationConfig, state_space),
+    (StackConfig, lambda part: (DecoderOnlyConfig(VOCAB, WIDTH, part),)),
+)
+"""Kinds of part that are proved in models of their own, some together."""
+
+
 def models_with(part: Config) -> tuple[ModelConfig, ...]:
     """The models that hold `part`: a decoder and an encoder-decoder, where both are possible."""
     cross = CrossAttentionConfig(HEADS)
@@ -264,12 +366,9 @@ def models_with(part: Config) -> tuple[ModelConfig, ...]:
         return (encoder_decoder(decoder_block(), decoder_block(cross_attention=part)),)
     if isinstance(part, LayerConfig) and not isinstance(part, MixerConfig | FeedForwardConfig):
         return (decoder_only(part), *with_cross_attention(part))
-    if isinstance(
-        part, RopeScalingConfig | ALiBiConfig | T5BiasConfig | XPositionConfig | RelativeAttentionConfig
-    ):
-        return positioned(part)
-    if isinstance(part, StackConfig):
-        return (DecoderOnlyConfig(VOCAB, WIDTH, part),)
+    for kinds, together in TOGETHER:
+        if isinstance(part, kinds):
+            return together(part)
     if isinstance(part, ResiDualConfig | ResiDualNormConfig):  # the two only work together
         plain = models_with(PostNormConfig(0.2))
         return tuple(replace_parts(resi_dual()(model), type(part), lambda _: part) for model in plain)
@@ -300,6 +399,8 @@ def models_with(part: Config) -> tuple[ModelConfig, ...]:
 
 def instance(part: type[Config]) -> Config:
     """A small instance; of what holds other parts, one with small parts."""
+    if part is LayerDropConfig:
+        return LayerDropConfig(decoder_block(), rate=0.0)
     if part is MixtureOfDepthsConfig:
         return MixtureOfDepthsConfig(decoder_block(), capacity=0.5)
     if part is ParallelConfig:

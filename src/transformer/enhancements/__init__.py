@@ -1,6 +1,9 @@
 """What came after 2017: one paper, one file, one part that plugs into any model by configuration."""
 
+from .architecture.layer_drop import layer_drop
 from .architecture.mixture_of_depths import mixture_of_depths
+from .architecture.moe.dispatch import DISPATCHES, grouped_dispatch, loop_dispatch
+from .architecture.moe.mixture import mixture_of_experts
 from .architecture.parallel import parallel_blocks
 from .architecture.residual_multiplier import residual_multiplier
 from .architecture.stochastic_depth import stochastic_depth
@@ -53,17 +56,24 @@ from .position.shaw import shaw
 from .position.t5_bias import t5_bias
 from .position.transformer_xl import transformer_xl
 from .position.xpos import xpos
+from .ssm.forms import SCANS, best_scan
+from .ssm.mamba import selective_state_space
+from .ssm.mamba2 import state_space_duality
+from .ssm.s4d import s4d
 from .switches import SWITCHES, apply_switches
 
 __all__ = [
     "CATALOG",
+    "DISPATCHES",
     "KERNELS",
+    "SCANS",
     "SWITCHES",
     "alibi",
     "apply_switches",
     "attention_sinks",
     "attention_weights",
     "best_attention",
+    "best_scan",
     "bias_free_layer_norm",
     "bilinear",
     "bytes_moved",
@@ -81,12 +91,16 @@ __all__ = [
     "gelu",
     "glu",
     "group_norm",
+    "grouped_dispatch",
     "grouped_query",
+    "layer_drop",
     "layer_scale",
     "linear_attention",
     "llama_width",
+    "loop_dispatch",
     "mish",
     "mixture_of_depths",
+    "mixture_of_experts",
     "multi_head_latent",
     "multi_query",
     "naive_attention",
@@ -107,13 +121,16 @@ __all__ = [
     "retention",
     "rms_norm",
     "rope",
+    "s4d",
     "sandwich_norm",
     "scale_norm",
     "sdpa_attention",
+    "selective_state_space",
     "shaw",
     "silu",
     "sliding_window",
     "soft_cap",
+    "state_space_duality",
     "stochastic_depth",
     "swiglu",
     "t5_bias",

@@ -18,7 +18,14 @@ from ..base.stack import BlockConfig, StackConfig
 from ..base.transformer import XavierConfig
 from ..base.wiring import PostNormConfig, PreNormConfig
 from .architecture.bert_input import NormedInputStackConfig, SegmentedEmbeddingConfig
+from .architecture.layer_drop import LayerDropConfig
 from .architecture.mixture_of_depths import MixtureOfDepthsConfig
+from .architecture.moe.expert_choice import ExpertChoiceConfig
+from .architecture.moe.losses import BalanceLossConfig, RouterZLossConfig, SequenceBalanceLossConfig
+from .architecture.moe.mixture import MixtureOfExpertsConfig
+from .architecture.moe.sigmoid import SigmoidTopKConfig
+from .architecture.moe.soft import SoftMixtureOfExpertsConfig
+from .architecture.moe.softmax import SoftmaxAfterTopKConfig, SoftmaxBeforeTopKConfig
 from .architecture.output_dropout import OutputDropoutStackConfig
 from .architecture.parallel import ParallelConfig
 from .architecture.residual_multiplier import ResidualMultiplierConfig
@@ -35,11 +42,13 @@ from .attention.performer import PerformerConfig
 from .attention.retention import RetentionConfig
 from .attention.sliding_window import SlidingWindowAttentionConfig
 from .embedding import NormedEmbeddingConfig
+from .feed_forward.clamped_glu import ClampedGatedFeedForwardConfig
 from .feed_forward.gelu import GELUFeedForwardConfig
 from .feed_forward.glu import GatedFeedForwardConfig
 from .feed_forward.mish import MishFeedForwardConfig
 from .feed_forward.relu_squared import ReLUSquaredFeedForwardConfig
 from .feed_forward.silu import SiLUFeedForwardConfig
+from .feed_forward.token_gated import TokenGatedFeedForwardConfig
 from .initialization import FanInConfig, GPT2Config, TruncatedNormalConfig
 from .normalization.bias_free_layer_norm import BiasFreeLayerNormConfig
 from .normalization.deep_norm import DeepNormConfig, DeepNormInitializationConfig
@@ -69,6 +78,10 @@ from .position.t5_bias import T5BiasConfig
 from .position.transformer_xl import TransformerXLAttentionConfig
 from .position.xpos import XPositionConfig
 from .position.yarn import YaRNRopeScalingConfig
+from .ssm.initialization import MambaInitializationConfig
+from .ssm.mamba import MambaConfig
+from .ssm.mamba2 import Mamba2Config
+from .ssm.s4d import S4DConfig
 
 CATALOG: Mapping[str, type[Config]] = MappingProxyType(
     {
@@ -90,6 +103,9 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             GatedDeltaNetConfig,
             ShawAttentionConfig,
             TransformerXLAttentionConfig,
+            S4DConfig,
+            MambaConfig,
+            Mamba2Config,
             # feed-forward
             ReluFeedForwardConfig,
             GELUFeedForwardConfig,
@@ -97,6 +113,18 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             SiLUFeedForwardConfig,
             MishFeedForwardConfig,
             GatedFeedForwardConfig,
+            ClampedGatedFeedForwardConfig,
+            TokenGatedFeedForwardConfig,
+            MixtureOfExpertsConfig,
+            ExpertChoiceConfig,
+            SoftMixtureOfExpertsConfig,
+            # routers of a mixture, and what is added to the objective for them
+            SoftmaxBeforeTopKConfig,
+            SoftmaxAfterTopKConfig,
+            SigmoidTopKConfig,
+            BalanceLossConfig,
+            SequenceBalanceLossConfig,
+            RouterZLossConfig,
             # position
             NoPositionConfig,
             SinusoidalPositionConfig,
@@ -140,12 +168,14 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             TruncatedNormalConfig,
             FanInConfig,
             DeepNormInitializationConfig,
+            MambaInitializationConfig,
             # what they are put into
             EmbeddingConfig,
             NormedEmbeddingConfig,
             SegmentedEmbeddingConfig,
             ParallelConfig,
             MixtureOfDepthsConfig,
+            LayerDropConfig,
             ResidualMultiplierConfig,
             BlockConfig,
             StackConfig,
