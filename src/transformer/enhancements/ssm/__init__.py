@@ -1,0 +1,1 @@
+"""State-space models: linear recurrences over a state of fixed size, instead of attention."""

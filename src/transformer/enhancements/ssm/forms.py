@@ -1,0 +1,118 @@
+"""The one table of forms of the recurrence, which of them is best where, and how a mixer calls one.
+
+All compute the same function (`scan.py`). Where a form does not suit the shapes of a call, another one takes its place;
+docs/enhancements/state_space.md has the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Float, Inexact, Int
+from torch import Tensor
+
+from ...base.sockets import Context
+from ..attention.recurrence import RecurrentState, Segments
+from .dual import dual_scan
+from .invariant import fft_scan, is_invariant, toeplitz_scan
+from .scan import Scan, associative_scan, sequential_scan
+from .selective import selective_scan
+
+
+def chunked_scan(
+    x: Float[Tensor, "b t h e"],
+    dt: Float[Tensor, "#b #t #h"],
+    A: Inexact[Tensor, "h #n"],
+    B: Inexact[Tensor, "#b #t k n"],
+    C: Inexact[Tensor, "#b #t k n"],
+    runs: Int[Tensor, "b t"] | None,
+    initial: Inexact[Tensor, "b h n e"],
+) -> tuple[Float[Tensor, "b t h e"], Inexact[Tensor, "b h n e"]]:
+    """The recurrence chunk by chunk, in the way that suits its shapes."""
+    return _chunked(x, dt, A, B, C, runs)(x, dt, A, B, C, runs, initial)
+
+
+def convolution_scan(
+    x: Float[Tensor, "b t h e"],
+    dt: Float[Tensor, "#b #t #h"],
+    A: Inexact[Tensor, "h #n"],
+    B: Inexact[Tensor, "#b #t k n"],
+    C: Inexact[Tensor, "#b #t k n"],
+    runs: Int[Tensor, "b t"] | None,
+    initial: Inexact[Tensor, "b h n e"],
+) -> tuple[Float[Tensor, "b t h e"], Inexact[Tensor, "b h n e"]]:
+    """The recurrence by Fourier transforms where nothing depends on the token, else chunk by chunk."""
+    invariant = A.is_complex() and is_invariant(dt, B, C, runs)
+    form: Scan = fft_scan if invariant else chunked_scan
+    return form(x, dt, A, B, C, runs, initial)
+
+
+def best_scan(
+    x: Float[Tensor, "b t h e"],
+    dt: Float[Tensor, "#b #t #h"],
+    A: Inexact[Tensor, "h #n"],
+    B: Inexact[Tensor, "#b #t k n"],
+    C: Inexact[Tensor, "#b #t k n"],
+    runs: Int[Tensor, "b t"] | None,
+    initial: Inexact[Tensor, "b h n e"],
+) -> tuple[Float[Tensor, "b t h e"], Inexact[Tensor, "b h n e"]]:
+    """The recurrence in the form that is best for the device and the case."""
+    form: Scan = sequential_scan if x.shape[1] == 1 else chunked_scan
+    return form(x, dt, A, B, C, runs, initial)
+
+
+def _chunked(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, runs: Tensor | None) -> Scan:
+    """Choose by shape. A compiler follows no pass of ours: it is given the associative form to fuse."""
+    if A.is_complex():
+        return toeplitz_scan if is_invariant(dt, B, C, runs) else associative_scan
+    full = all(y.shape[:2] == x.shape[:2] for y in (dt, B, C)) and dt.shape[2] == x.shape[2]
+    if A.shape[1] == 1 and full:
+        return dual_scan
+    single = x.shape[3] == B.shape[2] == C.shape[2] == 1
+    return selective_scan if single and full and not torch.compiler.is_compiling() else associative_scan
+
+
+def _nothing(x: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What every form is of no tokens."""
+    *_, initial = others
+    assert initial is not None
+    return x, initial
+
+
+SCANS: Mapping[str, Scan] = MappingProxyType(
+    {
+        "sequential": sequential_scan,
+        "associative": associative_scan,
+        "chunked": chunked_scan,
+        "convolution": convolution_scan,
+    }
+)
+
+
+def run_scan(
+    x: Float[Tensor, "b t h e"],
+    dt: Float[Tensor, "#b #t #h"],
+    A: Inexact[Tensor, "h #n"],
+    B: Inexact[Tensor, "#b #t k n"],
+    C: Inexact[Tensor, "#b #t k n"],
+    segments: Segments,
+    state: RecurrentState | None,
+    context: Context,
+) -> Float[Tensor, "b t h e"]:
+    """Run the recurrence in float32 or better, over real tokens only, from the state and back to it."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        x, dt = x.to(wide), dt.to(wide)
+        A, B, C = (y if y.is_complex() else y.to(wide) for y in (A, B, C))
+        if segments.real is not None:
+            dt = dt * segments.real[:, :, None].to(wide)
+        shape = len(x), x.shape[2], B.shape[3], x.shape[3]
+        kept = {} if state is None else state.tensors
+        initial = kept["states"] if "states" in kept else torch.zeros(shape, dtype=A.dtype, device=x.device)
+        scan = (context.execution.scan or best_scan) if x.shape[1] else _nothing
+        out, last = scan(x, dt, A, B, C, segments.runs, initial)
+    if state is not None:
+        state.tensors["states"] = last
+    return out
