@@ -112,8 +112,8 @@ def check_causality(
     assert found[:, asked].any(dim=1).all() if sparse else torch.equal(found, allowed)
 
 
-def check_prefixes(config: ModelConfig, kernel: Kernel, train: bool) -> None:
-    """Under any other continuation the outputs so far are the same bits, dropout included."""
+def check_prefixes(config: ModelConfig, kernel: Kernel, train: bool, exact: bool = True) -> None:
+    """Under any other continuation the outputs so far are the same bits, dropout included; or (not `exact`) numbers."""
     model = make(config, Execution(kernel)).train(train)
     for seed in range(3):
         first, second = tokens(2, LENGTH, seed=seed), tokens(2, LENGTH, seed=seed + 50)
@@ -123,7 +123,8 @@ def check_prefixes(config: ModelConfig, kernel: Kernel, train: bool) -> None:
         for x in (first, second):
             torch.manual_seed(5)
             outputs.append(run(model, x))
-        assert torch.equal(outputs[0][:, :kept], outputs[1][:, :kept])
+        before, after = (output[:, :kept] for output in outputs)
+        assert torch.equal(before, after) if exact else close(before, after) is None
         assert not torch.equal(outputs[0][:, kept:], outputs[1][:, kept:])
 
 

@@ -14,6 +14,7 @@ from transformer.base.sockets import Execution, Kernel
 from transformer.base.transformer import EncoderDecoderConfig
 from transformer.enhancements import CATALOG, naive_attention
 from transformer.enhancements.architecture.mixture_of_depths import MixtureOfDepthsConfig
+from transformer.enhancements.architecture.moe.mixture import MixtureOfExpertsConfig
 from transformer.enhancements.compose import has_part
 from transformer.models import KINDS, DecoderOnlyConfig, ModelConfig
 from transformer.utils.codec import decode, encode
@@ -63,7 +64,8 @@ def test_an_encoder_sees_all_and_its_decoder_only_the_past(
 @each_kernel
 @each_mode
 def test_no_continuation_changes_what_came_before(config: ModelConfig, kernel: Kernel, train: bool) -> None:
-    properties.check_prefixes(config, kernel, train)
+    exact = not has_part(config, MixtureOfExpertsConfig)  # products of other numbers of rows round otherwise
+    properties.check_prefixes(config, kernel, train, exact)
 
 
 @each()

@@ -119,6 +119,7 @@ def blocks_with(socket: str) -> tuple[BlockConfig, ...]:
         if (
             not issubclass(part, SOCKETS[socket])
             or issubclass(part, CrossAttentionConfig)
+            or getattr(part, "both_ways_only", False)
             or kind.startswith("resi_dual")
         ):
             continue

@@ -21,17 +21,18 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..base.sockets import Execution, Pairs, Scoring
-from ..data import PairBatch, TextBatch
-from ..models import EncoderDecoder, Model, ModelConfig, build
+from ..data import LabelledBatch, MaskedBatch, PairBatch, TextBatch
+from ..enhancements.architecture.moe.expert_choice import ExpertChoice
+from ..enhancements.architecture.moe.mixture import MixtureOfExperts
+from ..models import EncoderDecoder, EncoderOnly, Model, ModelConfig, SequenceClassifier, build
 from ..training.average import WeightAverage
 from ..training.config import TrainingConfig
-from ..training.objective import Causal, LossSum, SequenceToSequence
+from ..training.objective import LossSum, Masked, ObjectiveConfig
 from ..training.optimizer import OptimizerConfig
 from ..training.step import TrainingStep
 from .taps import Observer, observing
 
-TrainingObjective: TypeAlias = SequenceToSequence | Causal
-Batch: TypeAlias = PairBatch | TextBatch
+Batch: TypeAlias = PairBatch | TextBatch | MaskedBatch | LabelledBatch
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,14 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def count_active_parameters(model: nn.Module) -> int:
+    """Return the number of weights that a token passes through: of a mixture of experts, those of its own experts."""
+    idle = sum(
+        part.idle_weights() for part in model.modules() if isinstance(part, MixtureOfExperts | ExpertChoice)
+    )
+    return count_parameters(model) - idle
+
+
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
     """Return the number of weights of each module that owns some, by path; tied weights belong to the first."""
     counts: dict[str, int] = {}
@@ -116,13 +125,10 @@ def count_flops(config: ModelConfig, shape: Shape) -> Flops:
     """
     counter = _FlopCounter()
     with shapes_only():
-        model = build(config).train()
+        with _Alive():  # which answers what drawing the first weights may ask
+            model = build(config).train()
         with torch.no_grad(), observing(model, counter), FlopCounterMode(display=False) as everything:
-            batch = _batch(model, shape)
-            if isinstance(batch, PairBatch):
-                model(batch.source, batch.target[:, :-1], batch.source_mask)
-            else:
-                model(batch.tokens[:, :-1])
+            _forward(model, _batch(model, shape))
     other = everything.get_total_flops() - sum(counter.by_module.values())
     return Flops(counter.by_module | ({"": other} if other else {}), shape.rows * shape.length)
 
@@ -132,7 +138,7 @@ def estimate_memory(
     execution: Execution,
     shape: Shape,
     *,
-    objective: TrainingObjective,
+    objective: ObjectiveConfig,
     optimizer: OptimizerConfig,
     training: TrainingConfig,
 ) -> Memory:
@@ -140,7 +146,8 @@ def estimate_memory(
 
     The process needs more: the interpreter and PyTorch, and what the allocator keeps of memory given back.
     """
-    with shapes_only(), _Alive() as alive:
+    share = objective.share if isinstance(objective, Masked) else 1.0
+    with shapes_only(), _Alive(share) as alive:
         model = build(config, execution).train()
         weights = alive.bytes
         stepper = optimizer.build(model)
@@ -192,20 +199,21 @@ class _FlopCounter(Observer):
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of the tensors that are alive, each storage once; answers questions about their values.
 
-    A step asks which targets count and whether its loss is finite, which tensors without data cannot say: it is
-    told all of them, and 1.
+    A step asks which targets count and what its loss is, which tensors without data cannot say: it is told `share` of
+    them, and 1. Whether a first weight is to be drawn again is answered by no.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: float = 1.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.share = share
         self.bytes = self.peak = 0
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0 if args[0].is_floating_point() else 1
+            return 1.0 if args[0].is_floating_point() else int(args[0].dtype != torch.bool)
         if func is torch.ops.aten.index.Tensor:
-            args = (args[0], [_everywhere(index) for index in args[1]])
+            args = (args[0], [_chosen(index, self.share) for index in args[1]])
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -223,17 +231,17 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, self.bytes)
 
 
-def _everywhere(index: Tensor | None) -> Tensor | None:
-    """Return the index that picks every row, in place of a mask of rows."""
+def _chosen(index: Tensor | None, share: float) -> Tensor | None:
+    """Return the index that picks a share of the rows, in place of a mask of rows."""
     if index is None or index.dtype != torch.bool:
         return index
-    return torch.arange(index.shape[0], device=index.device)
+    return torch.arange(max(1, round(share * index.shape[0])), device=index.device)
 
 
 class _Noting:
     """An objective, and how many bytes were alive each time it had been computed."""
 
-    def __init__(self, objective: TrainingObjective, alive: _Alive) -> None:
+    def __init__(self, objective: ObjectiveConfig, alive: _Alive) -> None:
         self.objective: Any = objective
         self.alive = alive
         self.after_forward: list[int] = []
@@ -256,8 +264,26 @@ def _make_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
+def _forward(model: Model, batch: Batch) -> None:
+    """Run the model as training does, an encoder's map to logits on the usual share of hidden tokens only."""
+    if isinstance(batch, PairBatch):
+        model(batch.source, batch.target[:, :-1], batch.source_mask)
+    elif isinstance(batch, TextBatch):
+        model(batch.tokens[:, :-1])
+    elif isinstance(model, EncoderOnly):
+        hidden = model.encode(batch.tokens, attention_mask=batch.real).flatten(0, 1)
+        model.lm_head(hidden[None, : max(1, round(Masked().share * len(hidden)))])
+    else:
+        model(batch.tokens, attention_mask=batch.real)
+
+
 def _batch(model: Model, shape: Shape) -> Batch:
     """Return a batch of this shape for this model."""
+    tokens = torch.zeros(shape.rows, shape.length, dtype=torch.long)
+    if isinstance(model, SequenceClassifier):
+        return LabelledBatch(tokens, torch.ones_like(tokens).bool(), tokens[:, 0])
+    if isinstance(model, EncoderOnly):
+        return MaskedBatch(tokens, tokens, torch.ones_like(tokens).bool(), torch.ones_like(tokens).bool())
     if not isinstance(model, EncoderDecoder):
         return TextBatch(torch.zeros(shape.rows, shape.length + 1, dtype=torch.long))
     source = torch.zeros(shape.rows, shape.source_length or shape.length, dtype=torch.long)

@@ -1,14 +1,15 @@
 """Read any model from outside: the output of every module, and the weights of every attention.
 
 A tap is an address: a module's path, as `named_modules` gives it, stands for what that module returns, and
-`PATH.weights` for the attention weights of the attention at that path. Models hold no code for this.
+`PATH.weights` for the attention weights of the attention at that path. A decision that has several parts, such as a
+router's, has them as `PATH.experts`, `PATH.gates` and so on. Models hold no code for this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -102,8 +103,12 @@ class _Recorder(Observer):
         self._calls: dict[str, int] = {}
 
     def on_module(self, path: str, module: nn.Module, output: Any) -> None:
-        if isinstance(output, Tensor) and (address := self._wanted(path)):
-            self.seen[address] = output.detach().clone()  # a later module may write into it
+        named = {path: output}
+        if is_dataclass(output):
+            named = {f"{path}.{field.name}": getattr(output, field.name) for field in fields(output)}
+        for name, tensor in named.items():
+            if isinstance(tensor, Tensor) and (address := self._wanted(name)):
+                self.seen[address] = tensor.detach().clone()  # a later module may write into it
 
     def on_attention(
         self, path: str, q: Tensor, k: Tensor, v: Tensor, pairs: Pairs, scoring: Scoring

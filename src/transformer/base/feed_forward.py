@@ -34,7 +34,7 @@ class FeedForward(Layer):
         """Transform each token by itself."""
         return self.down_proj(self.dropout(self.activation(self.up_proj(x))))  # type: ignore[no-any-return]
 
-    def activation(self, x: Float[Tensor, "b t f"]) -> Float[Tensor, "b t f"]:
+    def activation(self, x: Float[Tensor, "... f"]) -> Float[Tensor, "... f"]:
         """The non-linearity; other ones override this."""
         return F.relu(x)
 

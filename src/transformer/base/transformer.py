@@ -28,6 +28,7 @@ from .sockets import (
     Size,
 )
 from .stack import BlockConfig, Stack, StackConfig, StackState, check_length
+from .stacked import matrices
 from .wiring import PostNormConfig
 
 
@@ -44,7 +45,8 @@ class XavierConfig(InitializationConfig):
         """Set the weights of every linear map and embedding in `model`, by type."""
         for module in model.modules():
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
+                for matrix in matrices(module):
+                    nn.init.xavier_uniform_(matrix)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):

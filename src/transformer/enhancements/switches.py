@@ -12,8 +12,10 @@ from types import MappingProxyType
 from typing import TypedDict, TypeVar
 
 from ..base.attention import MultiHeadAttentionConfig
+from ..base.feed_forward import PlainFeedForwardConfig
 from ..base.sockets import Config, Enhancement, Execution
 from .architecture.mixture_of_depths import mixture_of_depths
+from .architecture.moe.mixture import mixture_of_experts
 from .attention.delta_net import delta_net
 from .attention.differential import differential
 from .attention.gated_delta_net import gated_delta_net
@@ -31,7 +33,7 @@ from .attention.sliding_window import sliding_window
 from .attention.soft_cap import soft_cap
 from .compose import enhance, has_part
 from .feed_forward.gelu import gelu
-from .feed_forward.glu import bilinear, geglu, glu, reglu, swiglu
+from .feed_forward.glu import GatedFeedForwardConfig, bilinear, geglu, glu, reglu, swiglu
 from .feed_forward.mish import mish
 from .feed_forward.relu_squared import relu_squared
 from .feed_forward.silu import silu
@@ -104,6 +106,7 @@ class Switches(TypedDict, total=False):
     use_reglu: bool
     use_geglu: bool
     use_swiglu: bool
+    use_moe: bool
     use_mixture_of_depths: bool
 
 
@@ -283,6 +286,12 @@ SWITCHES: Mapping[str, Switch] = MappingProxyType(
             "feed-forward gated by SiLU, as many parameters (arXiv 2002.05202)",
             swiglu(),
             site="feed-forward network",
+        ),
+        # after the networks that it makes experts of
+        "use_moe": Switch(
+            "8 experts in place of each feed-forward network, of which a token uses 2 (arXiv 2401.04088)",
+            mixture_of_experts(),
+            needs=(PlainFeedForwardConfig, GatedFeedForwardConfig),
         ),
         # around whole blocks, whatever is in them by now
         "use_mixture_of_depths": Switch(

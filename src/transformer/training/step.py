@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
@@ -36,6 +36,17 @@ class StepFigures:
     problem: str | None = None
 
 
+@runtime_checkable
+class Stepped(Protocol):
+    """A module that changes with every update of the weights, and not by a gradient."""
+
+    def begin_step(self) -> None:
+        """The forward passes of a step follow."""
+
+    def end_step(self) -> None:
+        """The step has updated the weights; of a step that is skipped nobody is told."""
+
+
 class TrainingStep(Generic[B]):
     """Turns the micro-batches of one step into one update of the weights."""
 
@@ -51,11 +62,14 @@ class TrainingStep(Generic[B]):
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.schedule, self.average, self.config = schedule, average, config
         self.device = next(model.parameters()).device
+        self.stepped = [module for module in model.modules() if isinstance(module, Stepped)]
 
     def __call__(self, step: int, batches: Sequence[B]) -> StepFigures:
         """Make the update after `step` finished ones, unless a loss or gradient is not finite."""
         counts = [self.objective.count(batch) for batch in batches]
         self.optimizer.zero_grad(set_to_none=True)
+        for module in self.stepped:
+            module.begin_step()
         losses = [
             self._backward(batch, step, part, sum(counts))
             for part, batch in enumerate(batches)
@@ -69,6 +83,8 @@ class TrainingStep(Generic[B]):
         self._clip(norm)
         set_learning_rate(self.optimizer, self.schedule(step + 1))
         self.optimizer.step()
+        for module in self.stepped:
+            module.end_step()
         if self.average:
             self.average.update(self.model, step + 1)
         return StepFigures(loss, nll, sum(counts), norm)

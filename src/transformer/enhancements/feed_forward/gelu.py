@@ -46,7 +46,7 @@ class GELUFeedForward(FeedForward):
         super().__init__(d_model, d_ff, dropout, bias)
         self.function = FORMS[form]
 
-    def activation(self, x: Float[Tensor, "b t f"]) -> Float[Tensor, "b t f"]:
+    def activation(self, x: Float[Tensor, "... f"]) -> Float[Tensor, "... f"]:
         """GELU in the form asked for."""
         return self.function(x)
 

@@ -74,8 +74,12 @@ class GatedFeedForward(Layer):
         self, x: Float[Tensor, "b t d"], context: Context, state: Any = None
     ) -> Float[Tensor, "b t d"]:
         """Transform each token by itself."""
-        inner = self.activation(self.gate_proj(x)) * self.up_proj(x)
+        inner = self.combine(self.gate_proj(x), self.up_proj(x))
         return self.down_proj(self.dropout(inner))  # type: ignore[no-any-return]
+
+    def combine(self, gate: Float[Tensor, "*n"], up: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """What the gate lets pass; other gated networks override this."""
+        return self.activation(gate) * up
 
 
 @dataclass(frozen=True)

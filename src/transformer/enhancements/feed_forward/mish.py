@@ -25,7 +25,7 @@ class MishFeedForward(FeedForward):
     PyTorch's kernel does not, at any x. Cost: O(d_ff) per token, an exponential, a logarithm and a tanh.
     """
 
-    def activation(self, x: Float[Tensor, "b t f"]) -> Float[Tensor, "b t f"]:
+    def activation(self, x: Float[Tensor, "... f"]) -> Float[Tensor, "... f"]:
         """x · tanh(softplus(x))."""
         return F.mish(x)
 

@@ -26,7 +26,7 @@ class ReLUSquaredFeedForward(FeedForward):
     Cost: O(d_ff) per token.
     """
 
-    def activation(self, x: Float[Tensor, "b t f"]) -> Float[Tensor, "b t f"]:
+    def activation(self, x: Float[Tensor, "... f"]) -> Float[Tensor, "... f"]:
         """max(0, x)²."""
         return F.relu(x).square()
 

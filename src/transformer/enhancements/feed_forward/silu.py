@@ -28,7 +28,7 @@ class SiLUFeedForward(FeedForward):
     which may be learned; everyone fixes it at 1, and so do we. PyTorch's kernel. Cost: O(d_ff) per token.
     """
 
-    def activation(self, x: Float[Tensor, "b t f"]) -> Float[Tensor, "b t f"]:
+    def activation(self, x: Float[Tensor, "... f"]) -> Float[Tensor, "... f"]:
         """x · σ(x)."""
         return F.silu(x)
 

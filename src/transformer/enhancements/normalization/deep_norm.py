@@ -30,6 +30,7 @@ from ...base.attention import MultiHeadAttention
 from ...base.normalization import NoNormConfig
 from ...base.sockets import Config, Context, Enhancement, InitializationConfig, Layer, NormConfig
 from ...base.stack import StackConfig
+from ...base.stacked import matrices
 from ...base.transformer import EncoderDecoderConfig, XavierConfig
 from ...base.wiring import Wiring
 from ..attention.differential import DifferentialAttention
@@ -83,7 +84,8 @@ class DeepNormInitializationConfig(InitializationConfig):
                 for module in wiring.branch.modules():
                     if isinstance(module, nn.Linear):
                         gain = 1.0 if module in unscaled else wiring.beta
-                        nn.init.xavier_normal_(module.weight, gain)
+                        for matrix in matrices(module):
+                            nn.init.xavier_normal_(matrix, gain)
 
 
 def _queries_and_keys(branch: nn.Module) -> Iterator[nn.Module]:
