@@ -18,7 +18,7 @@ from .base.transformer import EncoderDecoder
 from .data import DataConfig
 from .generation import Sampling, stream_text
 from .generation import translate as translate_sentences
-from .interop import load, load_tokenizer_of
+from .interop import load, load_tokenizer_of, tokenizer_file_of
 from .models import DecoderOnly
 from .run import Parts, RunConfig
 from .training.progress import Mode
@@ -129,8 +129,7 @@ def evaluate(folder: Path, split: str | None, overrides: Sequence[str]) -> int:
     """Measure a trained model as its run's configuration says."""
     source = folder if (folder / "config.yaml").exists() else folder / "config.yaml"
     config, _ = runs.read_run([source / "config.yaml" if source.is_dir() else source], overrides)
-    corpus, model = config.data.load(), load(folder)
-    corpus.add_special_tokens(config.task.special_tokens)
+    corpus, model = runs.open_corpus(config, tokenizer_file_of(folder)), load(folder)
     if corpus.tokenizer.fingerprint != load_tokenizer_of(folder).fingerprint:
         raise ValueError(
             f"{folder} was trained with another tokenizer than that of data.path {getattr(config.data, 'path', None)}"

@@ -46,7 +46,7 @@ def _grow(tree: Tree, config: Any, module: nn.Module | None) -> None:
     if module is not None and "norm" not in counts:  # the norms of a block stand in the wirings of its parts
         counts["norm"] = _count(module) - sum(counts.values())
     for name, value in values.items():
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) and all(map(is_dataclass, value)):
             _grow_blocks(tree, name, value, modules[name])
         elif is_dataclass(value):
             _grow(tree.add(_line(name, value, counts.get(name))), value, modules[name])
@@ -70,7 +70,8 @@ def _find(module: nn.Module | None, name: str) -> nn.Module | None:
 def _line(name: str, config: Any, weights: int | None) -> Text:
     """A part in one line: its place, its kind, its own settings and its weights."""
     own = [(entry.name, getattr(config, entry.name)) for entry in fields(config)]
-    plain = [f"{key} {_show(v)}" for key, v in own if not is_dataclass(v) and not isinstance(v, tuple)]
+    parts = (is_dataclass(v) or (isinstance(v, tuple) and all(map(is_dataclass, v))) for _, v in own)
+    plain = [f"{key} {_show(v)}" for (key, v), part in zip(own, parts, strict=True) if not part]
     line = Text.assemble((name, "bold"), f": {config.kind}", f" ({', '.join(plain)})" if plain else "")
     return line.append(f"  {weights:,} weights" if weights else "", style="cyan")
 

@@ -10,6 +10,7 @@ known and special tokens are never drawn.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Annotated, Protocol, runtime_checkable
 
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..utils.rng import derive_seed
-from .windows import TextBatch
+from .windows import TextBatch, TextEvaluation
 
 
 @dataclass(frozen=True)
@@ -92,20 +93,53 @@ class TextSource(Protocol):
     def batch(self, step: int, part: int = 0, parts: int = 1) -> TextBatch: ...
 
 
+def framed(tokens: Int[Tensor, "b t"], bos: int, eos: int) -> Int[Tensor, "b _"]:
+    """Return each row between bos and eos, which stand for BERT's [CLS] and [SEP]."""
+    edge = tokens.new_ones(len(tokens), 1)
+    return torch.cat([edge * bos, tokens, edge * eos], dim=1)
+
+
 class MaskedStream:
     """Windows of text with tokens hidden, as a function of (seed, step).
 
     Of a window of one token more than the context the first is left out, so that inputs are as long as the context.
+    frame: bos and eos to put around them, null for none.
     """
 
-    def __init__(self, windows: TextSource, masking: Masking, *, seed: int) -> None:
-        self._windows, self._masking, self._seed = windows, masking, seed
+    def __init__(
+        self, windows: TextSource, masking: Masking, *, seed: int, frame: tuple[int, int] | None = None
+    ) -> None:
+        self._windows, self._masking, self._seed, self._frame = windows, masking, seed, frame
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> MaskedBatch:
         """Return the batch of `step` (from 0), or its `part` of `parts`, which hide what the whole batch hides."""
         if not 0 <= part < parts:
             raise ValueError(f"expected 0 <= part < parts, got part {part}/{parts}")
         tokens = self._windows.batch(step).tokens[:, 1:]
+        tokens = tokens if self._frame is None else framed(tokens, *self._frame)
         whole = self._masking.hide(tokens, torch.ones_like(tokens, dtype=torch.bool), self._seed, step)
         rows = slice(len(tokens) * part // parts, len(tokens) * (part + 1) // parts)
         return MaskedBatch(*(getattr(whole, entry.name)[rows] for entry in fields(whole)))
+
+
+class MaskedEvaluation:
+    """Every window of a split once, between bos and eos, with tokens hidden.
+
+    What is hidden in a window depends on the window's number alone, and so neither on the seed of a run nor on how the
+    split is cut into batches. Only the text's first token is in no window.
+    """
+
+    def __init__(self, windows: TextEvaluation, masking: Masking, *, frame: tuple[int, int]) -> None:
+        self._windows, self._masking, self._frame = windows, masking, frame
+
+    def batches(self) -> Iterator[MaskedBatch]:
+        """Yield the batches."""
+        number = 0
+        for window in self._windows.batches():
+            rows = []
+            framed_rows = framed(window.tokens[:, 1:], *self._frame)
+            for row in torch.split(framed_rows, 1):
+                rows.append(self._masking.hide(row, torch.ones_like(row, dtype=torch.bool), 0, number))
+                number += 1
+            parts = ([getattr(row, entry.name) for row in rows] for entry in fields(MaskedBatch))
+            yield MaskedBatch(*map(torch.cat, parts))

@@ -76,8 +76,11 @@ class Builder:
             yield writer
         self._arrays[name] = writer.info
 
-    def finish(self, sources: JSON, counts: JSON) -> None:
-        """Write the tokenizer and the manifest; `sources` are the hashes of the files read."""
+    def finish(self, sources: JSON, counts: JSON, classes: list[str] | None = None) -> None:
+        """Write the tokenizer and the manifest.
+
+        sources: the hashes of the files read; classes: the names of the classes, where texts have some.
+        """
         content = self.tokenizer.to_bytes()
         write_atomically(self._folder / TOKENIZER, content)
         manifest = {
@@ -92,6 +95,7 @@ class Builder:
             },
             "arrays": {name: asdict(info) for name, info in self._arrays.items()},
             "counts": counts,
+            **({} if classes is None else {"classes": classes}),
         }
         write_atomically(self._folder / MANIFEST, canonical({**manifest, "sha256": _digest(manifest)}))
 

@@ -223,15 +223,16 @@ class TextCorpus(PreparedCorpus[TextData]):
         self.require_split(split)
         return self._splits[split]
 
-    def stream(self, seed: int) -> TextStream:
-        """Return the training batches as a function of the step."""
+    def stream(self, seed: int, *, margin: int = 0) -> TextStream:
+        """Return the training batches as a function of the step; windows leave `margin` of the context free."""
         config = self.config
-        return TextStream(
-            self.tokens("train"), context=config.context, batch_size=config.batch_size, seed=seed
-        )
+        context = config.context - margin
+        return TextStream(self.tokens("train"), context=context, batch_size=config.batch_size, seed=seed)
 
-    def evaluation(self, split: str = "validation") -> TextEvaluation:
+    def evaluation(self, split: str = "validation", *, margin: int = 0) -> TextEvaluation:
         """Return the batches that predict every token of `split` but the first exactly once."""
         tokens, config = self.tokens(split), self.config
         n_bytes = self.counts[split]["bytes"] - len(self.tokenizer.token_bytes(int(tokens[0])))
-        return TextEvaluation(tokens, context=config.context, batch_size=config.batch_size, n_bytes=n_bytes)
+        return TextEvaluation(
+            tokens, context=config.context - margin, batch_size=config.batch_size, n_bytes=n_bytes
+        )

@@ -2,7 +2,15 @@
 
 from .huggingface import to_huggingface
 from .llama2c import load_llama2c
-from .native import MODEL_FILE, load_tokenizer_of, model_file
+from .native import MODEL_FILE, load_tokenizer_of, model_file, tokenizer_file_of
 from .opening import load
 
-__all__ = ["MODEL_FILE", "load", "load_llama2c", "load_tokenizer_of", "model_file", "to_huggingface"]
+__all__ = [
+    "MODEL_FILE",
+    "load",
+    "load_llama2c",
+    "load_tokenizer_of",
+    "model_file",
+    "to_huggingface",
+    "tokenizer_file_of",
+]

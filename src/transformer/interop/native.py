@@ -61,6 +61,16 @@ def load(path: str | Path, *, ema: bool = True) -> Model:
     return model.eval()
 
 
+def tokenizer_file_of(path: str | Path) -> Path | None:
+    """Return the file of the tokenizer that `load_tokenizer_of(path)` reads; None where a path is no run of ours."""
+    folder = Path(path)
+    if folder.suffix == ".gguf" or (
+        (folder / "config.json").is_file() and not (folder / "checkpoints").is_dir()
+    ):
+        return None
+    return _open(folder).path / "tokenizer.json"
+
+
 def load_tokenizer_of(path: str | Path) -> Tokenizer:
     """Return the tokenizer that was saved with the checkpoint which `load(path)` would load."""
     checkpoint = _open(Path(path))

@@ -17,16 +17,19 @@ from .encoder_decoder import Transformer
 from .encoder_only import EncoderOnly, EncoderOnlyConfig
 from .gpt import GPT, gpt
 from .head import HeadConfig
+from .heads import SequenceClassifier, SequenceClassifierConfig, classifier
 from .llama import LLaMA, llama
 from .masked_head import MaskedHeadConfig, NoHeadConfig
 from .pooler import NoPoolerConfig, PoolerConfig
 from .t5 import T5, t5
 
-ModelConfig: TypeAlias = EncoderDecoderConfig | DecoderOnlyConfig | EncoderOnlyConfig
-Model: TypeAlias = EncoderDecoder | DecoderOnly | EncoderOnly
+ModelConfig: TypeAlias = (
+    EncoderDecoderConfig | DecoderOnlyConfig | EncoderOnlyConfig | SequenceClassifierConfig
+)
+Model: TypeAlias = EncoderDecoder | DecoderOnly | EncoderOnly | SequenceClassifier
 
 FAMILIES: Mapping[str, Callable[..., ModelConfig]] = MappingProxyType(
-    {"transformer": transformer, "gpt": gpt, "llama": llama}
+    {"transformer": transformer, "gpt": gpt, "llama": llama, "bert": bert}
 )
 """The name of each family in a config file, and its function from hyper-parameters to a config."""
 
@@ -36,6 +39,7 @@ KINDS: Mapping[str, type[Config]] = MappingProxyType(
         EncoderDecoderConfig.kind: EncoderDecoderConfig,
         DecoderOnlyConfig.kind: DecoderOnlyConfig,
         EncoderOnlyConfig.kind: EncoderOnlyConfig,
+        SequenceClassifierConfig.kind: SequenceClassifierConfig,
         LinearHeadConfig.kind: LinearHeadConfig,
         HeadConfig.kind: HeadConfig,
         MaskedHeadConfig.kind: MaskedHeadConfig,
@@ -52,6 +56,8 @@ def build(config: ModelConfig, execution: Execution | None = None) -> Model:
     execution = execution or Execution(naive_attention)
     if isinstance(config, EncoderDecoderConfig):
         return EncoderDecoder(config, execution)
+    if isinstance(config, SequenceClassifierConfig):
+        return config.build(execution)
     if isinstance(config, EncoderOnlyConfig):
         return EncoderOnly(config, execution)
     return DecoderOnly(config, execution)
@@ -77,9 +83,12 @@ __all__ = [
     "NoHeadConfig",
     "NoPoolerConfig",
     "PoolerConfig",
+    "SequenceClassifier",
+    "SequenceClassifierConfig",
     "Transformer",
     "bert",
     "build",
+    "classifier",
     "gpt",
     "llama",
     "t5",

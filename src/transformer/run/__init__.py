@@ -1,5 +1,6 @@
 """The composition root: from a run's configuration to everything built, trained and evaluated."""
 
+from .beginning import open_corpus
 from .config import RunConfig, decode_run, encode_run, read_run
 from .parts import Parts, build_parts
 from .tasks import DATA
@@ -13,6 +14,7 @@ __all__ = [
     "build_parts",
     "decode_run",
     "encode_run",
+    "open_corpus",
     "read_run",
     "train",
 ]

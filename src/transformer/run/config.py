@@ -26,18 +26,25 @@ from ..utils.layering import Layers, read_layers
 from .sections import EvaluationConfig, ExecutionConfig, OutputConfig
 from .tasks import DATA, OBJECTIVES, Task, find_task, usual_task
 
+BEGINNING = "init_from"
 NOWHERE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class ModelSection:
-    """The `model` section: a family's hyper-parameters, and the switches. One subclass for each family."""
+    """The `model` section: a family's hyper-parameters, and the switches. One subclass for each family.
+
+    init_from: a run folder, a checkpoint or a directory of a published model to take the first weights from.
+    """
 
     kind: ClassVar[str]
+    init_from: str | None
 
     def architecture(self, vocab_size: int) -> tuple[ModelConfig, Execution]:
         """Return the architecture, and how to execute it, for a vocabulary of this size."""
-        settings = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        settings = {
+            entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != BEGINNING
+        }
         switches = {name: settings.pop(name) for name in SWITCHES}
         return apply_switches(FAMILIES[self.kind](vocab_size=vocab_size, **settings), switches)
 
@@ -49,9 +56,14 @@ def _section(family: str) -> type[ModelSection]:
     parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "vocab_size"]
     settings = [(p.name, hints[p.name], field(default=p.default)) for p in parameters]
     switches = [(name, bool, field(default=False)) for name in SWITCHES]
+    beginning = (BEGINNING, str | None, field(default=None))
     name = f"{family.capitalize()}Section"
     return make_dataclass(
-        name, [*settings, *switches], bases=(ModelSection,), namespace={"kind": family}, frozen=True
+        name,
+        [*settings, *switches, beginning],
+        bases=(ModelSection,),
+        namespace={"kind": family},
+        frozen=True,
     )
 
 

@@ -14,11 +14,12 @@ from torch import nn
 from ..base.stack import Stack
 from ..data import Corpus
 from ..evaluation import Report
-from ..interop import model_file
+from ..interop import model_file, tokenizer_file_of
 from ..models import Model, build
 from ..utils.layering import dump_yaml
 from ..utils.rng import derive_seed
-from .config import NOWHERE, RunConfig, encode_run, located, require_memory
+from .beginning import begin_from, open_corpus
+from .config import BEGINNING, NOWHERE, RunConfig, encode_run, located, require_memory
 from .tasks import Task, Work
 
 
@@ -28,13 +29,14 @@ class Parts(Work[Any, Any, Any]):
 
     config: RunConfig
     task: Task[Any, Any, Any]
+    beginning: str | None = None  # the sha256 of the weights that were taken from another model
 
     @classmethod
-    def of(cls, config: RunConfig, corpus: Corpus[Any], model: Model) -> Parts:
+    def of(cls, config: RunConfig, corpus: Corpus[Any], model: Model, beginning: str | None = None) -> Parts:
         """Put together what was built, with the objective that fits the data."""
         task = config.task
         objective = task.prepare(config.objective or task.objective(), corpus)
-        return cls(model, corpus, objective, config.evaluation, config.training.seed, config, task)
+        return cls(model, corpus, objective, config.evaluation, config.training.seed, config, task, beginning)
 
     @property
     def split(self) -> str:
@@ -62,6 +64,7 @@ class Parts(Work[Any, Any, Any]):
         """What must be the same for a run to be resumed: all that decides its numbers, except its length."""
         plain = encode_run(self.config)
         decisive = {key: plain[key] for key in ("model", "data", "objective", "optimizer", "schedule")}
+        decisive["model"] = {key: value for key, value in plain["model"].items() if key != BEGINNING}
         decisive["data"] = {
             key: value for key, value in plain["data"].items() if key not in ("path", "cache")
         }
@@ -70,7 +73,8 @@ class Parts(Work[Any, Any, Any]):
         }
         text = json.dumps({**decisive, "training": training}, sort_keys=True)
         config = hashlib.sha256(text.encode()).hexdigest()
-        return {"config": config, "tokenizer": self.corpus.tokenizer.fingerprint}
+        began = {} if self.beginning is None else {"beginning": self.beginning}
+        return {"config": config, "tokenizer": self.corpus.tokenizer.fingerprint, **began}
 
 
 def build_parts(config: RunConfig, origin: Mapping[str, str] = NOWHERE) -> Parts:
@@ -79,9 +83,10 @@ def build_parts(config: RunConfig, origin: Mapping[str, str] = NOWHERE) -> Parts
     Raises `ConfigError`, naming the section and where it was written (`origin`), for data that cannot be used and for
     a model that would not fit the machine's memory.
     """
+    with located("model", origin):
+        tokenizer = None if config.model.init_from is None else tokenizer_file_of(config.model.init_from)
     with located("data", origin):
-        corpus = config.data.load()
-        corpus.add_special_tokens(config.task.special_tokens)
+        corpus = open_corpus(config, tokenizer)
     with located("model", origin):
         family, execution = config.model.architecture(corpus.tokenizer.vocab_size)
         architecture = config.task.architecture(family, corpus)
@@ -90,12 +95,26 @@ def build_parts(config: RunConfig, origin: Mapping[str, str] = NOWHERE) -> Parts
     model = build(architecture, config.execution.apply(execution)).to(
         "cuda" if torch.cuda.is_available() else "cpu"
     )
-    parts = Parts.of(config, corpus, model)
+    beginning = None
+    if config.model.init_from is not None:
+        with located("model", origin):
+            begin_from(model, config.model.init_from, corpus.tokenizer)
+        beginning = _hash_weights(model)
+    parts = Parts.of(config, corpus, model, beginning)
     with located("data", origin):  # refuses data that do not fit the settings, such as too long a context
         parts.task.stream(corpus, parts.objective, config.training.seed)
     with located("model", origin):
         require_length(model, parts.task.longest(corpus))
     return parts
+
+
+def _hash_weights(model: nn.Module) -> str:
+    """Return the sha256 of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def require_length(model: nn.Module, longest: int) -> None:
