@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,13 @@ def tensors(model: DecoderOnly) -> dict[str, np.ndarray]:
 
 def write(
     path: Path, weights: dict[str, np.ndarray], kind: str = "F32", change: Callable[[Any], Any] = lambda _: None,
-    architecture: str = "llama",
+    architecture: str = "llama", layers: int = 2, d_ff: int = 96,
 ) -> None:  # fmt: skip
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(70)
     writer.add_embedding_length(64)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(96)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(d_ff)
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_rope_dimension_count(16)
@@ -196,6 +197,51 @@ def test_bytes_at_random_are_refused_or_loaded_never_worse(tmp_path: Path) -> No
             load(path)
         except ValueError as error:
             assert "\n" not in str(error)
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+ARCHITECTURE = text("general.architecture") + struct.pack("<I", 8) + text("llama")
+HUGE = 10**12
+
+
+@pytest.mark.parametrize(
+    ("counts", "rest", "message"),
+    [
+        ((0, HUGE), ARCHITECTURE, r"1,000,000,000,000 items of at least 13 bytes do not fit"),
+        ((HUGE, 1), ARCHITECTURE, r"1,000,000,000,000 items of at least 32 bytes do not fit"),
+        ((0, 1), text("a") + struct.pack("<IIQ", 9, 0, HUGE), r"a list has 1,000,000,000,000 items"),
+        ((0, 1), text("a") + struct.pack("<IIQ", 9, 4, 10**6), r"do not fit into the"),
+        ((0, 1), text("a") + struct.pack("<IIQ", 9, 9, 1), r"there is no type of number 9"),
+        ((0, 1), text("a") + struct.pack("<IQ", 8, 2**63), r"a text has 9,223,372,036,854,775,808 bytes"),
+        ((0, 2), ARCHITECTURE * 2, r"the setting 'general.architecture' is there twice"),
+        ((1, 0), text("t") + struct.pack("<I", 10**9), r"a tensor has 1000000000 dimensions"),
+        ((0, 1), text("general.alignment") + struct.pack("<II", 4, 0), r"its alignment is 0"),
+    ],
+)
+def test_counts_and_lengths_are_not_believed(
+    counts: tuple[int, int], rest: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts) + rest + bytes(100))
+    with pytest.raises(ValueError, match=message) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"layers": 10**9}, r"has block_count 1000000000, but its weights are only 20 tensors$"),
+        ({"d_ff": 10**9}, r"has feed_forward_length 1000000000, but|cannot be built: it would have"),
+    ],
+)
+def test_sizes_that_the_weights_do_not_bear_out(sizes: dict[str, int], message: str, tmp_path: Path) -> None:
+    write(tmp_path / "model.gguf", tensors(small(tied=True)), **sizes)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "model.gguf")
 
 
 def test_a_published_model_knows_a_capital() -> None:

@@ -1,6 +1,6 @@
 """A LLaMA in a GGUF file, llama.cpp's format, read through the package `gguf`.
 
-Weights are made float again as they are read, one tensor at a time: as they are (F32, F16, BF16), or of blocks of 32
+Weights are made float again as they are read, some rows at a time: as they are (F32, F16, BF16), or of blocks of 32
 numbers with a scale each,
 
     Q8_0: w = d · q,  q of 8 bits        Q4_0: w = d · (q − 8)        Q4_1: w = d · q + m,  q of 4 bits
@@ -11,9 +11,10 @@ architecture `llama` is read; every one of its settings is used or refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +27,16 @@ from ..enhancements.feed_forward.glu import GatedFeedForwardConfig
 from ..enhancements.initialization import GPT2Config
 from ..enhancements.normalization.rms_norm import RMSNormConfig
 from ..enhancements.position.rope import RotaryPositionConfig, to_half, to_interleaved
-from ..models import DecoderOnlyConfig, Model, build
-from ..training.strict_json import CheckpointError, regular_size
+from ..models import KINDS, DecoderOnlyConfig, Model
+from ..training.strict_json import CheckpointError
+from ..utils.codec import decode, encode
+from .gguf_header import read_header
 from .huggingface.attributes import Attributes
+from .huggingface.directory import PIECE
+from .huggingface.hollow import build_hollow
 from .huggingface.weights import Rule, linear, read_weights, reordered, same
 
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
-MALFORMED = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
 
 
 def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> Model:
@@ -44,17 +48,17 @@ def load_gguf(path: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     source = _Tensors(Path(path))
     config = _read(source.attributes(), source)
     try:
-        with torch.random.fork_rng(devices=[]):  # first weights are overwritten: the caller's dice stay
-            model = build(config).to(dtype)
-    except (ValueError, RuntimeError, OverflowError) as error:
-        reason = str(error).splitlines()[0]
+        decode(type(config), encode(config), kinds=KINDS)  # numbers within the bounds of each part
+        model = build_hollow(config, dtype, 2 * source.size)  # of four bits a number
+    except (ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+        reason = (str(error).splitlines() or ["it does not fit into memory"])[0]
         raise CheckpointError(f"{path} describes a model that cannot be built: {reason}") from None
     read_weights(model, _rules(config), source, lambda _: False)
     return model.eval()
 
 
 class _Tensors:
-    """The tensors of a file, made float one at a time, and its settings."""
+    """The tensors of a file, made float one at a time, and its settings. size: of the file, in bytes."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -63,49 +67,72 @@ class _Tensors:
             raise CheckpointError(
                 f"{path} cannot be read without the package gguf; run: pip install 'transformer-from-scratch[gguf]'"
             ) from None
-        self.where, self._quants = str(path), gguf.quants
-        regular_size(path)
-        try:
-            reader = gguf.GGUFReader(path)
-            self._fields = {name: field.contents() for name, field in reader.fields.items()}
-        except MALFORMED as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{path} is not a GGUF file, or damaged: {reason[:200]}") from None
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.where, self._path, self._gguf = str(path), path, gguf
+        header = read_header(path)
+        self._settings, self._entries, self.size = header.settings, header.tensors, header.size
 
     @property
     def names(self) -> frozenset[str]:
-        return frozenset(self._tensors)
+        return frozenset(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one tensor, its innermost dimension last."""
+        return tuple(reversed(self._entries[name].sizes))
 
     def get(self, name: str) -> Tensor:
         """Return one tensor in float32."""
-        found = self._tensors[name]
-        kind = found.tensor_type.name
-        if kind not in TYPES:
+        return torch.cat(list(self.pieces(name))).reshape(self.shape(name))
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """Yield one tensor in float32, some rows at a time."""
+        entry, (kind, row) = self._entries[name], self._row(name)
+        at_once = entry.rows if len(entry.sizes) != 2 else max(1, PIECE // (4 * entry.sizes[0]))
+        with self._path.open("rb") as file:
+            file.seek(entry.offset)
+            for start in range(0, entry.rows, at_once):
+                rows = min(at_once, entry.rows - start)
+                data = np.frombuffer(file.read(rows * row), np.uint8).reshape(rows, row)
+                values = self._gguf.quants.dequantize(data, kind)
+                if not np.isfinite(values).all():
+                    raise CheckpointError(f"{self.where}: the tensor {name!r} has values that are not finite")
+                shape = (rows, entry.sizes[0]) if len(entry.sizes) == 2 else self.shape(name)
+                yield torch.from_numpy(np.require(values, np.float32, "W")).reshape(shape)
+
+    def _row(self, name: str) -> tuple[Any, int]:
+        """Return the type of a tensor's numbers, and how many bytes a row of them has; refuse one that cannot be."""
+        entry = self._entries[name]
+        number, types = entry.type_number, self._gguf.GGMLQuantizationType
+        kind = types(number) if number in set(types) else None
+        if kind is None or kind.name not in TYPES:
+            told = number if kind is None else kind.name
             raise CheckpointError(
-                f"{self.where}: the tensor {name!r} is of type {kind}, and only {', '.join(TYPES)} are read"
+                f"{self.where}: the tensor {name!r} is of type {told}, and only {', '.join(TYPES)} are read"
             )
-        values = self._quants.dequantize(found.data, found.tensor_type)
-        tensor = torch.from_numpy(np.array(values, dtype=np.float32))
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{self.where}: the tensor {name!r} has values that are not finite")
-        return tensor
+        block, size = self._gguf.GGML_QUANT_SIZES[kind]
+        row = entry.sizes[0] // block * size
+        if entry.sizes[0] % block or entry.offset + entry.rows * row > self.size:
+            raise CheckpointError(
+                f"{self.where}: the tensor {name!r} of shape {list(self.shape(name))} does not fit into the file"
+            )
+        return kind, row
 
     def attributes(self) -> Attributes:
         """Return the settings of the architecture; those of the tokenizer and of the file itself are left alone."""
-        architecture = self._fields.get("general.architecture")
+        architecture = self._settings.get("general.architecture")
         if architecture != "llama":
             raise CheckpointError(
                 f"{self.where} has the architecture {str(architecture)[:80]!r}, and only 'llama' is read"
             )
-        own = {k.removeprefix("llama."): v for k, v in self._fields.items() if k.startswith("llama.")}
-        return Attributes({"model_type": "llama", **own}, self.where)
+        own = {k.removeprefix("llama."): v for k, v in self._settings.items() if k.startswith("llama.")}
+        found = Attributes({"model_type": "llama", **own}, self.where)
+        found.bound(len(self._entries), self.size)
+        return found
 
     def rows(self, name: str) -> int:
         """How many rows a matrix has."""
-        if name not in self._tensors:
+        if name not in self._entries:
             raise CheckpointError(f"{self.where} has no tensor {name!r}")
-        return int(self._tensors[name].shape[-1])  # GGUF counts dimensions from the innermost
+        return self._entries[name].sizes[-1]  # GGUF counts dimensions from the innermost
 
 
 def _read(attributes: Attributes, source: _Tensors) -> DecoderOnlyConfig:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ _DTYPES = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_DIMENSIONS = 64
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a tensor lies: the bytes from `start` to `end` of a file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
 
 
 def find_aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -101,8 +112,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
 
 
-def check_header(path: Path) -> None:
-    """Refuse a file whose header is too large, malformed, ambiguous, or at odds with the file's size."""
+def check_header(path: Path) -> dict[str, Span]:
+    """Return where each tensor lies.
+
+    Refuses a file whose header is too large, malformed, ambiguous, or at odds with the file's size.
+    """
     size = strict_json.regular_size(path)
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -115,43 +129,42 @@ def check_header(path: Path) -> None:
     if not isinstance(header, dict):
         raise CheckpointError(f"the header of {path} is damaged: it is not a table of tensors")
     header.pop("__metadata__", None)
-    spans = [_span(entry, name, path, size - 8 - length) for name, entry in header.items()]
-    _check_cover(spans, path, size - 8 - length)
+    spans = {name: _span(entry, name, path, 8 + length, size) for name, entry in header.items()}
+    _check_cover(spans.values(), path, 8 + length, size)
+    return spans
 
 
-def _span(entry: Any, name: str, path: Path, available: int) -> tuple[int, int]:
-    """Return one tensor's (start, end) after checking type, shape and range."""
-
-    def fail(reason: str) -> CheckpointError:
-        return CheckpointError(f"the header of {path} is damaged: tensor {name[:80]!r} {reason}")
-
+def _span(entry: Any, name: str, path: Path, begin: int, size: int) -> Span:
+    """Return where one tensor lies after checking type, shape and range; the data begin at `begin`."""
+    available = size - begin
+    where = f"the header of {path} is damaged: tensor {name[:80]!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise fail("needs exactly dtype, shape and data_offsets")
+        raise CheckpointError(f"{where} needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise fail(f"has the unknown type {str(dtype)[:80]!r}")
+        raise CheckpointError(f"{where} has the unknown type {str(dtype)[:80]!r}")
     if not _naturals(shape) or len(shape) > _MAX_DIMENSIONS or not _naturals(offsets) or len(offsets) != 2:
-        raise fail("has a shape or an offset that is not a plain size")
+        raise CheckpointError(f"{where} has a shape or an offset that is not a plain size")
     start, end = offsets
     if not start <= end <= available:
-        raise fail(f"lies at {start}..{end}, outside the file's {available:,} bytes")
+        raise CheckpointError(f"{where} lies at {start}..{end}, outside the file's {available:,} bytes")
     if end - start != math.prod(shape) * _DTYPES[dtype].itemsize:
-        raise fail(f"has {end - start:,} bytes, which is not what its shape needs")
-    return start, end
+        raise CheckpointError(f"{where} has {end - start:,} bytes, which is not what its shape needs")
+    return Span(_DTYPES[dtype], tuple(shape), begin + start, begin + end)
 
 
 def _naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
-def _check_cover(spans: Iterable[tuple[int, int]], path: Path, available: int) -> None:
+def _check_cover(spans: Iterable[Span], path: Path, begin: int, size: int) -> None:
     """The tensors must fill the data exactly: no overlap, no hole in which something could hide."""
-    position = 0
-    for start, end in sorted(spans):
-        if start != position:
+    position = begin
+    for span in sorted(spans, key=lambda span: (span.start, span.end)):
+        if span.start != position:
             raise CheckpointError(
-                f"the header of {path} is damaged: tensors overlap or leave a hole at {position}"
+                f"the header of {path} is damaged: tensors overlap or leave a hole at {position - begin}"
             )
-        position = end
-    if position != available:
-        raise CheckpointError(f"{path} is damaged: {available - position:,} bytes belong to no tensor")
+        position = span.end
+    if position != size:
+        raise CheckpointError(f"{path} is damaged: {size - position:,} bytes belong to no tensor")

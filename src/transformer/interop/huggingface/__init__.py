@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from ...models import KINDS, Model, build
+from ...models import KINDS, Model
 from ...training.strict_json import CheckpointError
 from ...utils.codec import decode, encode, suggest
 from . import (
@@ -35,6 +35,7 @@ from . import (
 from .attributes import Attributes
 from .directory import Shards, read_attributes, write_directory
 from .family import Family, OtherFamilyError, require
+from .hollow import build_hollow
 from .weights import read_weights, write_weights
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -71,17 +72,15 @@ def load_huggingface(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     family = FAMILIES.get(attributes.model_type)
     if family is None:
         near = suggest(attributes.model_type, FAMILIES) or f" (known: {', '.join(sorted(FAMILIES))})"
-        raise attributes.fault(f"has model_type {attributes.model_type!r}, which is not known{near}")
+        raise attributes.fault(f"has model_type {attributes.model_type[:80]!r}, which is not known{near}")
     try:
-        config = family.read(attributes)
         source = _Renamed(Shards(path), family)
+        attributes.bound(len(source.names), source.size)
+        config = family.read(attributes)
         if family.complete is not None:
             config = family.complete(config, source.names)
         decode(type(config), encode(config), kinds=KINDS)  # numbers within the bounds of each part
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # first weights are drawn and overwritten: the caller's dice stay
-            model = build(config).to(dtype)
+        model = build_hollow(config, dtype, source.size)
     except CheckpointError:
         raise
     except (ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
@@ -144,8 +143,18 @@ class _Renamed:
     def names(self) -> frozenset[str]:
         return frozenset(self._names)
 
+    @property
+    def size(self) -> int:
+        return self._shards.size
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shards.shape(self._names[name])
+
     def get(self, name: str) -> Tensor:
         return self._shards.get(self._names[name])
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        return self._shards.pieces(self._names[name])
 
 
 def _without_first_weights(config: object, model: Model) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...training.strict_json import CheckpointError
@@ -23,6 +23,9 @@ INERT = frozenset(
 )
 # fmt: on
 """What says nothing about the computation of logits: names, token numbers, first weights, bookkeeping."""
+
+LENGTHS = ("position", "length", "seq", "theta", "base", "window", "_id", "factor")
+"""Parts of the names of numbers that no weight needs to be as large as: lengths, angles, numbers of tokens."""
 
 _MISSING = object()
 
@@ -73,17 +76,39 @@ class Attributes:
         """Whether an attribute is there and not null."""
         return self._data.get(name) is not None
 
+    def bound(self, n_tensors: int, size: int) -> None:
+        """Refuse numbers that `size` bytes of weights, in so many tensors, cannot bear out."""
+        for name, number in _numbers("", self._data):
+            if any(part in name for part in LENGTHS):
+                continue
+            counts_layers = any(part in name for part in ("layer", "block", "attention_types"))
+            limit, there = (n_tensors, "tensors") if counts_layers else (size, "bytes")
+            if number > limit:
+                raise self.fault(f"has {name} {_show(number)}, but its weights are only {limit:,} {there}")
+
     def finish(self) -> None:
         """Refuse whatever was not taken and could matter."""
         if unknown := sorted(self._data.keys() - INERT):
             raise self.fault(
-                f"has the attribute {unknown[0]!r}, which is not known for a model of type {self.model_type!r}; "
+                f"has the attribute {unknown[0][:80]!r}, which is not known for a model of type {self.model_type!r}; "
                 "loading without it might give a different model"
             )
 
     def fault(self, reason: str) -> CheckpointError:
         """An error that names the file."""
-        return CheckpointError(f"{self._where} {reason}")
+        return CheckpointError(f"{self._where} {reason if len(reason) <= 500 else reason[:499] + '…'}")
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, int]]:
+    """Yield the whole numbers in a value, at any depth, each with the innermost name that it goes by."""
+    if type(value) is int:
+        yield name, value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(name, item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(key, item)
 
 
 def _show(value: Any) -> str:

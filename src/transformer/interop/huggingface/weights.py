@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...training.strict_json import CheckpointError
+from .hollow import fill
 
 Tensors = Sequence[Tensor]
 
@@ -26,14 +27,19 @@ class Rule:
 
 @runtime_checkable
 class Source(Protocol):
-    """Named tensors that are fetched one at a time."""
+    """Named tensors that are read one at a time, or some rows at a time."""
 
     where: str
 
     @property
     def names(self) -> frozenset[str]: ...
 
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
     def get(self, name: str) -> Tensor: ...
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """Yield one tensor, some rows at a time; each is gone when the next is asked for."""
 
 
 def same(theirs: str, ours: str) -> Rule:
@@ -84,28 +90,54 @@ def read_weights(
         raise CheckpointError(
             f"{source.where} has the tensor {unknown[0][:200]!r}, which its config.json has no use for"
         )
-    filled: set[int] = set()
-    for rule in rules:
-        given = [source.get(name) for name in rule.theirs]
-        try:
-            made = rule.read(given)
-            shapes = [
-                (name, tensor.shape, targets[name].shape)
-                for name, tensor in zip(rule.ours, made, strict=True)
-            ]
-        except RuntimeError:
-            shapes, made = [(rule.ours[0], given[0].shape, torch.Size())], []
-        for name, found, needed in shapes:
-            if found != needed:
-                raise CheckpointError(
-                    f"{source.where}: the tensor {rule.theirs[0]!r} has shape {list(given[0].shape)}, "
-                    f"which does not fit {name} of shape {list(targets[name].shape)}"
-                )
-        for name, tensor in zip(rule.ours, made, strict=True):
-            targets[name].copy_(tensor)
-            filled.add(id(targets[name]))
-    left = [name for name, target in targets.items() if id(target) not in filled]
+    made: dict[int, nn.Parameter] = {}
+    for rule in sorted(rules, key=lambda rule: -sum(targets[name].numel() for name in rule.ours)):
+        for name, tensor in _made_by(rule, source, targets):  # the largest first: there is most room for it
+            made[id(targets[name])] = tensor
+    left = [name for name, target in targets.items() if id(target) not in made]
     assert not left, f"no rule fills {left[0]}"
+    fill(model, made)
+
+
+def _made_by(rule: Rule, source: Source, targets: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield what a rule makes of the source's tensors, each in memory of its own."""
+    if rule.read is list and len(rule.theirs) == 1:
+        (name,) = rule.ours
+        _require_shape(rule, source, name, source.shape(rule.theirs[0]), targets)
+        yield name, _copy(source.pieces(rule.theirs[0]), targets[name])
+        return
+    try:
+        tensors = list(rule.read([source.get(name) for name in rule.theirs]))
+    except RuntimeError:
+        _require_shape(rule, source, rule.ours[0], (), targets)
+        raise
+    for name, tensor in zip(rule.ours, tensors, strict=True):
+        _require_shape(rule, source, name, tensor.shape, targets)
+    for name in rule.ours:
+        yield name, _copy([tensors.pop(0)], targets[name])
+
+
+def _require_shape(
+    rule: Rule, source: Source, name: str, found: Sequence[int], targets: Mapping[str, Tensor]
+) -> None:
+    """Refuse a tensor whose shape is not that of the model's."""
+    if tuple(found) != tuple(targets[name].shape):
+        given = rule.theirs[0]
+        raise CheckpointError(
+            f"{source.where}: the tensor {given!r} has shape {list(source.shape(given))}, "
+            f"which does not fit {name} of shape {list(targets[name].shape)}"
+        )
+
+
+def _copy(pieces: Iterable[Tensor], target: Tensor) -> nn.Parameter:
+    """Return the pieces, one below the other, in the type of the target; in the target itself if it has memory."""
+    new = torch.empty_like(target, device="cpu") if target.is_meta else target
+    start = 0
+    for piece in pieces:
+        rows = new if piece.dim() == 0 else new[start : start + len(piece)]
+        rows.copy_(piece)
+        start += len(piece) if piece.dim() else 0
+    return new if isinstance(new, nn.Parameter) else nn.Parameter(new, target.requires_grad)
 
 
 @torch.no_grad()
