@@ -226,15 +226,6 @@ TOGETHER: tuple[type[Config], ...] = (
 )
 """Parts of published encoder-decoders, which do not touch each other: proved in the same two models, to save time."""
 
-STATE_SPACE: tuple[type[MixerConfig], ...] = (S4DConfig, MambaConfig, Mamba2Config)
-HYBRID: tuple[MixerConfig, ...] = (
-    MambaConfig(18, 5, 3, convolution=3, conv_bias=False, bias=True, inner_norm=RMSNormConfig()),
-    MultiHeadAttentionConfig(HEADS, dropout=0.2),
-    Mamba2Config(16, 5, 4, n_groups=2, convolution=3, conv_bias=False, bias=True),
-    S4DConfig(4, "inv", "bilinear"),
-)
-"""State-space models are proved in the blocks of one decoder, and other forms of them, beside attention, in another."""
-
 KERNELS = (naive_attention, sdpa_attention)
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
 

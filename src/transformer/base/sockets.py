@@ -232,11 +232,15 @@ class Execution:
     """How to compute, never what: no choice made here changes a model's architecture or its checkpoint.
 
     kernel: the attention kernel. checkpoint: recompute each block's activations in the backward pass instead of
-    keeping them (arXiv 1604.06174): memory for one block instead of all, for one more forward pass.
+    keeping them (arXiv 1604.06174): memory for one block instead of all, for one more forward pass. dispatch: how
+    tokens are brought to their experts; null is the fastest way. scan: the form of a state-space model's recurrence;
+    null is the best one for the device and the case.
     """
 
     kernel: Kernel
     checkpoint: bool = False
+    dispatch: Callable[..., Tensor] | None = None
+    scan: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     def run(
         self, block: nn.Module, x: Float[Tensor, "b t d"], context: Context, state: Any
@@ -256,6 +260,13 @@ class AuxiliaryLosses:
 
     def __init__(self) -> None:
         self._losses: dict[tuple[int, str], Tensor] = {}
+        self._counted: dict[int, bool] = {}
+
+    def first(self, module: nn.Module) -> bool:
+        """Whether `module` asks this for the first time in this call, and not because checkpointing runs it again."""
+        again = self._counted.get(id(module), False)
+        self._counted[id(module)] = True
+        return not again
 
     def add(self, module: nn.Module, name: str, loss: Float[Tensor, ""]) -> None:
         """Add `loss` (a scalar, weighted) under the name that `module` gives it."""

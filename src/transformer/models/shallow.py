@@ -3,8 +3,8 @@
     only_blocks(model, range(n))          the first n blocks, then the norm and the map to logits: an early exit
     only_blocks(model, [0, 2, 4])         every other block (LayerDrop, arXiv 1909.11556 §3.3)
 
-Nothing is copied: the two models share their weights. The first blocks of a model can write a draft that the whole of it
-then checks (self-speculative decoding, arXiv 2404.16710 §4.3).
+Nothing is copied: the two models share their weights. The first blocks of a model can write a draft that the whole of
+it then checks (self-speculative decoding, arXiv 2404.16710 §4.3).
 """
 
 from __future__ import annotations

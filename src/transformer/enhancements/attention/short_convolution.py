@@ -1,6 +1,6 @@
 """Short causal convolution: each channel is mixed with its own last few values (H3: arXiv 2212.14052 §3).
 
-    y_t = Σ_{j<w} weight_j ⊙ x_{t−j}       w = 4
+    y_t = Σ_{j<w} weight_j ⊙ x_{t−j}       w = 4, and Mamba adds a bias
 
 A recurrent mixer compares neighbouring tokens with it, which its state alone does badly. "Last" counts real tokens of
 the same document: padding is passed over, wherever it stands, and before a document's first token there is nothing (0).
@@ -18,15 +18,16 @@ from .recurrence import RecurrentState, Segments
 
 
 class ShortConvolution(nn.Module):
-    """A depthwise causal convolution over the last `size` tokens, without bias.
+    """A depthwise causal convolution over the last `size` tokens.
 
     weight[:, j] belongs to the token j steps back, so the order is the reverse of `nn.Conv1d`'s.
     """
 
-    def __init__(self, width: int, size: int = 4) -> None:
+    def __init__(self, width: int, size: int = 4, bias: bool = False) -> None:
         super().__init__()
         self.size = size
         self.weight = nn.Parameter(torch.empty(width, size).uniform_(-(size**-0.5), size**-0.5))
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-(size**-0.5), size**-0.5)) if bias else None
 
     def forward(
         self, x: Float[Tensor, "b t i"], segments: Segments, state: RecurrentState | None = None
@@ -36,12 +37,14 @@ class ShortConvolution(nn.Module):
         kept = {} if state is None else state.tensors
         recent = kept.get("recent", x.new_zeros(len(x), before, x.shape[2])).to(x.dtype)
         order, place = _real_first(segments, x)
-        inputs = torch.cat([recent, _take(x, order)], dim=1)
+        inputs = torch.cat([recent, _take(x, order)], dim=1).to(
+            torch.promote_types(x.dtype, self.weight.dtype)
+        )
         runs = None if segments.runs is None else F.pad(_take(segments.runs, order), (before, 0))
-        out = torch.zeros_like(x)
+        out = torch.zeros_like(x, dtype=inputs.dtype) if self.bias is None else self.bias.expand_as(x)
         for j in range(self.size):
             back = slice(before - j, before - j + length)
-            out = out + inputs[:, back] * self.weight[:, j] * _same_run(runs, back, before, inputs)
+            out = torch.addcmul(out, _same_run(inputs, runs, back, before), self.weight[:, j])
         if state is not None:
             state.tensors["recent"] = _last(inputs, runs, segments, before)
         return _take(out, place).to(x.dtype)
@@ -64,12 +67,11 @@ def _take(x: Tensor, index: Int[Tensor, "b t"] | None) -> Tensor:
 
 
 def _same_run(
-    runs: Int[Tensor, "b _"] | None, back: slice, before: int, like: Float[Tensor, "b _ i"]
-) -> Float[Tensor, "#b #t 1"]:
-    """1 where the token looked back at stands in the same document, else 0."""
-    if runs is None:
-        return like.new_ones(1, 1, 1)
-    return (runs[:, back] == runs[:, before:])[..., None].to(like.dtype)
+    inputs: Float[Tensor, "b _ i"], runs: Int[Tensor, "b _"] | None, back: slice, before: int
+) -> Float[Tensor, "b t i"]:
+    """The tokens looked back at, zero where they stand in another document."""
+    seen = inputs[:, back]
+    return seen if runs is None else seen * (runs[:, back] == runs[:, before:])[..., None].to(seen.dtype)
 
 
 def _last(
@@ -77,11 +79,9 @@ def _last(
 ) -> Float[Tensor, "b _ i"]:
     """The last real inputs of each row, zeros in place of those of a document that has ended."""
     length = inputs.shape[1] - before
-    full = torch.full((len(inputs),), length, device=inputs.device)
-    count = full if segments.real is None else segments.real.sum(dim=1)
-    index = count[:, None] + torch.arange(before, device=inputs.device)
-    last = _take(inputs, index)
-    if runs is None:
-        return last
-    numbers = _take(runs, index)
-    return last * (numbers == numbers[:, -1:])[..., None].to(last.dtype)
+    if segments.real is None:
+        last, numbers = inputs[:, length:].clone(), None if runs is None else runs[:, length:]
+    else:
+        index = segments.real.sum(dim=1)[:, None] + torch.arange(before, device=inputs.device)
+        last, numbers = _take(inputs, index), None if runs is None else _take(runs, index)
+    return last if numbers is None else last * (numbers == numbers[:, -1:])[..., None].to(last.dtype)
