@@ -70,8 +70,9 @@ def play(model: Any, storage: Storage, vocab_size: int, seed: int) -> None:
         if what == "select":
             talk.select([dice.randrange(rows) for _ in range(dice.choice([rows, 2, 4]))])
         elif what == "back" and storage.rollback:
-            talk.read(draw(rows, 4))
-            talk.truncate([len(row) - dice.randrange(5) for row in talk.rows])
+            for _ in range(3):  # what is taken back leaves no hole
+                talk.read(draw(rows, 4))
+                talk.truncate([len(row) - dice.choice([1, 3, 4, 4]) for row in talk.rows])
         elif what == "ragged":
             some = torch.rand(rows, 3, generator=torch_dice) < 0.6
             talk.read(draw(rows, 3), some | (torch.arange(3) == 1))

@@ -11,8 +11,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from transformer.generation import Sampling
-from transformer.generation.sampling import draw, min_p, top_k, top_p, uniform
+from tests.generation.toys import FunctionDecoder
+from transformer.generation import Sampling, generate
+from transformer.generation.sampling import draw, min_p, penalize, top_k, top_p, uniform
 
 # Few distinct values, so that ties are common, beside any values at all.
 rows = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=12) | st.lists(
@@ -186,8 +187,53 @@ def test_logits_that_are_not_finite_are_refused(broken: float) -> None:
         ({"top_p": 0.0}, r"^top_p must be more than 0"),
         ({"min_p": -0.1}, r"^min_p must be between 0 \(every token\) and 1, got -0.1$"),
         ({"min_p": 2.0}, r"^min_p must be between 0 \(every token\) and 1, got 2.0$"),
+        ({"repetition_penalty": 0.0}, r"^repetition_penalty must be above 0, got 0.0; 1 is none$"),
+        ({"repetition_penalty": math.inf}, r"^repetition_penalty must be above 0, got inf"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sampling(**options)
+
+
+# ---------------------------------------------------------------- the repetition penalty, and the processors of others
+
+
+@given(rows, st.data(), st.floats(0.2, 5))
+def test_the_penalty(logits: list[float], data: st.DataObject, penalty: float) -> None:
+    seen = data.draw(st.lists(st.booleans(), min_size=len(logits), max_size=len(logits)))
+    expected = [
+        (z / penalty if z > 0 else z * penalty) if s else z for z, s in zip(logits, seen, strict=True)
+    ]
+    assert penalize(tensor(logits), torch.tensor([seen]), penalty).tolist() == [expected]
+
+
+def test_a_penalty_counts_the_prompt_and_what_was_written_but_no_padding() -> None:
+    def says(seen: tuple[int, ...]) -> list[float]:
+        return [3.0, 2.9, 2.8, -1.0]
+
+    model = FunctionDecoder(says)
+    prompts, mask = torch.tensor([[2, 0], [3, 3]]), torch.tensor([[0, 1], [1, 1]])
+    found = generate(model, prompts, 4, temperature=0, repetition_penalty=10, attention_mask=mask)
+    assert found[:, 2:].tolist() == [[1, 2, 0, 0], [0, 1, 2, 0]]
+
+
+PROCESSORS = {
+    "temperature": (Sampling(0.7), lambda m: m.TemperatureLogitsWarper(0.7)),
+    "top_k": (Sampling(top_k=5), lambda m: m.TopKLogitsWarper(5)),
+    "top_p": (Sampling(top_p=0.7), lambda m: m.TopPLogitsWarper(0.7)),
+    "min_p": (Sampling(min_p=0.2), lambda m: m.MinPLogitsWarper(0.2)),
+    "penalty": (Sampling(repetition_penalty=1.3), lambda m: m.RepetitionPenaltyLogitsProcessor(1.3)),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_filter_is_the_processor_of_transformers(name: str) -> None:
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    sampling, make = PROCESSORS[name]
+    generator = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn(20, 40, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(40, (20, 7), generator=generator)
+    seen = torch.zeros_like(logits, dtype=torch.bool).scatter(1, tokens, True)
+    ours = sampling.filter(sampling.penalized(logits, seen if name == "penalty" else None))
+    torch.testing.assert_close(ours, make(processors)(tokens, logits.clone()), rtol=1e-12, atol=0)

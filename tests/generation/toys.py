@@ -115,7 +115,7 @@ class FunctionDecoder(nn.Module):
         self.stack = SimpleNamespace(position=SimpleNamespace(max_seq_len=max_seq_len))
         self.calls: list[tuple[int, int]] = []
 
-    def initial_state(self) -> PrefixState:
+    def initial_state(self, storage: object = None) -> PrefixState:
         return PrefixState([])
 
     def decode(self, tokens: Tensor, state: PrefixState, attention_mask: Tensor | None = None) -> Tensor:

@@ -27,7 +27,7 @@ MIN_VOCAB_SIZE = N_SPECIAL + 256
 PROBE = "Aa  \n\n\t x\r\n don't 12345 \u00a0\u2028\x00 e\u0301 é ﬁ 中文 😀👩‍🚀 <pad></s><|endoftext|>[CLS] "
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Return GPT-2's table that shows each byte as one printable character."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -104,7 +104,7 @@ def _backend(spec: dict[str, Any]) -> Backend:
 
 
 def _bytes_of_tokens(spec: dict[str, Any], vocabulary: dict[str, int]) -> list[bytes]:
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     special = {token["content"] for token in spec["added_tokens"]}
     table = [b""] * (max(vocabulary.values()) + 1)
     for token, index in vocabulary.items():
@@ -146,7 +146,7 @@ class BPEConfig:
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size,
             special_tokens=list(SPECIAL_TOKENS),
-            initial_alphabet=sorted(_byte_alphabet()),
+            initial_alphabet=sorted(byte_alphabet()),
             show_progress=False,
         )
         backend.train_from_iterator(_utf8_only(texts), trainer)

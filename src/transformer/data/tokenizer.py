@@ -31,6 +31,7 @@ class Tokenizer(ABC):
     """What every tokenizer offers. Instances never change."""
 
     kind: ClassVar[str]
+    blank_first: bool = False  # whether every text is encoded as if it began with a blank
     pad: int = 0
     bos: int = 1
     eos: int = 2
@@ -57,6 +58,15 @@ class Tokenizer(ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return `encode(text)` for each text."""
         return [self.encode(text) for text in texts]
+
+    def prompt(self, text: str) -> list[int]:
+        """Return the ids of a text to be continued; a text that has none begins with `bos`."""
+        return self.encode(text) or [self.bos]
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The tokens that end a text."""
+        return (self.eos,)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of `tokens`, special tokens left out.

@@ -1,23 +1,35 @@
 """Writing with a model: greedy decoding, sampling, beam search."""
 
 from .beam_search import BeamOptions, beam_generate, beam_search
-from .generate import continue_text, generate, stream, stream_text
+from .generate import generate, stream
 from .protocol import Decoder, EncoderDecoder, State, evaluating
 from .sampling import Sampling
+from .speculative import DraftModel, PromptLookup, Tally, speculate
+from .stopping import StopStrings
+from .text import Writing, continue_text, show, stream_text, write, write_tokens
 from .translate import translate
 
 __all__ = [
     "BeamOptions",
     "Decoder",
+    "DraftModel",
     "EncoderDecoder",
+    "PromptLookup",
     "Sampling",
     "State",
+    "StopStrings",
+    "Tally",
+    "Writing",
     "beam_generate",
     "beam_search",
     "continue_text",
     "evaluating",
     "generate",
+    "show",
+    "speculate",
     "stream",
     "stream_text",
     "translate",
+    "write",
+    "write_tokens",
 ]

@@ -37,3 +37,12 @@ def check_prompts(tokens: Tensor, max_new_tokens: int, mask: Tensor | None, max_
     if (real == 0).any():
         row = int((real == 0).nonzero()[0])
         raise ValueError(f"prompt {row} has no token to continue; begin it with the start token")
+
+
+def seen_tokens(
+    tokens: Int[Tensor, "b t"], mask: Bool[Tensor, "b t"] | None, logits: Float[Tensor, "b v"]
+) -> Bool[Tensor, "b v"]:
+    """Return which tokens of the vocabulary each row has; padding is none."""
+    real = torch.ones_like(tokens).bool() if mask is None else mask
+    counts = torch.zeros_like(logits, dtype=torch.long)
+    return counts.scatter_add(1, tokens.clamp(max=logits.shape[1] - 1), real.long()) > 0

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..base.cache import GROWING, Storage
+
 S = TypeVar("S", bound="State")
 M = TypeVar("M")
 
@@ -40,8 +42,8 @@ class Decoder(Model, Protocol[S]):
 
     stack: Any
 
-    def initial_state(self) -> S:
-        """Return the state before the first token."""
+    def initial_state(self, storage: Storage = GROWING) -> S:
+        """Return the state before the first token; `storage` says how it is kept."""
 
     def decode(
         self, tokens: Int[Tensor, "b t"], state: S, attention_mask: Bool[Tensor, "b t"] | None = None

@@ -1,4 +1,4 @@
-"""Choosing the next token: temperature, top-k, top-p, min-p, and a draw that is a function of its place.
+"""Choosing the next token: penalty, temperature, top-k, top-p, min-p, and a draw that is a function of its place.
 
 Each filter is a function logits → logits that sets to −∞ what must not be drawn. A filter keeps all tokens of
 equal probability or none, so what it keeps does not depend on their order in the vocabulary.
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Le
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..utils.rng import derive_seed
@@ -45,6 +45,15 @@ def min_p(logits: Float[Tensor, "b v"], p: float) -> Float[Tensor, "b v"]:
     return logits.masked_fill(logits < logits.amax(1, keepdim=True) + math.log(p), -torch.inf)
 
 
+def penalize(logits: Float[Tensor, "b v"], seen: Bool[Tensor, "b v"], penalty: float) -> Float[Tensor, "b v"]:
+    """Make the tokens that were `seen` less probable (CTRL, arXiv 1909.05858 §4.1); 1 changes nothing.
+
+    The paper divides their logits by the penalty. That makes a negative logit greater, so here, as everywhere today,
+    a negative one is multiplied instead.
+    """
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
 def draw(logits: Float[Tensor, "b v"], seed: int, step: int, rows: list[int]) -> Int[Tensor, " b"]:
     """Draw a token for each row from softmax(logits), by inversion of its distribution function.
 
@@ -69,10 +78,11 @@ def uniform(seed: int, step: int, row: int) -> float:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose each next token. The filters apply in the order of the fields.
+    """How to choose each next token. The penalty comes first, then the filters in the order of the fields.
 
     temperature: divides the logits; 0 takes the most probable token (greedy). top_k, top_p, min_p: see the
-    functions; None leaves a filter out. seed: the same seed, the same tokens.
+    functions; None leaves a filter out. seed: the same seed, the same tokens. repetition_penalty: of the tokens that
+    the row has, its prompt included; 1 is none.
     """
 
     temperature: Annotated[float, Ge(0)] = 1.0
@@ -80,6 +90,7 @@ class Sampling:
     top_p: Annotated[float, Gt(0), Le(1)] | None = None
     min_p: Annotated[float, Ge(0), Le(1)] | None = None
     seed: int = 0
+    repetition_penalty: Annotated[float, Gt(0)] = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -90,6 +101,21 @@ class Sampling:
             raise ValueError(f"top_p must be more than 0 and at most 1 (every token), got {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be between 0 (every token) and 1, got {self.min_p}")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}; 1 is none")
+
+    def penalized(
+        self, logits: Float[Tensor, "b v"], seen: Bool[Tensor, "b v"] | None
+    ) -> Float[Tensor, "b v"]:
+        """Return the logits after the penalty on the tokens that were `seen`; None: there is none."""
+        return logits if seen is None else penalize(logits, seen, self.repetition_penalty)
+
+    def distribution(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+        """Return the probabilities that a token is chosen with, in float64; all of it on one token where greedy."""
+        if self.temperature == 0:
+            best = logits.argmax(1, keepdim=True)
+            return torch.zeros_like(logits, dtype=torch.float64).scatter_(1, best, 1.0)
+        return self.filter(logits).softmax(1)
 
     def filter(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
         """Return the logits of the distribution to draw from; `temperature` must not be 0."""
@@ -102,8 +128,15 @@ class Sampling:
             logits = min_p(logits, self.min_p)
         return logits
 
-    def choose(self, logits: Float[Tensor, "b v"], step: int, rows: list[int]) -> Int[Tensor, " b"]:
+    def choose(
+        self,
+        logits: Float[Tensor, "b v"],
+        step: int,
+        rows: list[int],
+        seen: Bool[Tensor, "b v"] | None = None,
+    ) -> Int[Tensor, " b"]:
         """Return the next token of each of the batch's `rows`; a tie of greedy goes to the lower id."""
+        logits = self.penalized(logits, seen)
         if self.temperature == 0:
             return logits.argmax(1)
         return draw(self.filter(logits), self.seed, step, rows)
