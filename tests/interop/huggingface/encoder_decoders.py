@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,21 @@ def published(config: Any, folder: Path, dtype: torch.dtype, *, untied: bool = F
         model.get_input_embeddings().weight.data.mul_(0.2)
     if hasattr(model, "final_logits_bias"):
         model.final_logits_bias.normal_()
+    for module in model.modules():
+        if type(module).__name__ == "MarianSinusoidalPositionalEmbedding":
+            module.weight.data = halves(*module.weight.shape).to(dtype)  # a formula, not to be shaken
     model.save_pretrained(folder)
     return model
+
+
+def halves(length: int, width: int) -> Tensor:
+    """Marian's table of positions, entry by entry and in double precision: `transformers` has it in single."""
+    table = torch.zeros(length, width, dtype=torch.float64)
+    for position in range(length):
+        for j in range(width):
+            angle = position / 10000 ** (2 * (j % -(-width // 2)) / width)
+            table[position, j] = math.sin(angle) if j < -(-width // 2) else math.cos(angle)
+    return table
 
 
 def batch(sides: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from ...models import KINDS, Model
 from ...training.strict_json import CheckpointError
 from ...utils.codec import decode, encode, suggest
 from . import (
+    bart,
     bert,
     bloom,
     distilbert,
@@ -25,6 +26,7 @@ from . import (
     gptj,
     granite,
     llama,
+    marian,
     mpt,
     olmo,
     opt,
@@ -59,6 +61,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             olmo,
             distilbert,
             t5,
+            bart,
+            marian,
         )
         for family in part.FAMILIES
     }

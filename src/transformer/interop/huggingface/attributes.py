@@ -56,6 +56,13 @@ class Attributes:
             return self._data.pop(name)
         return self.take(name, kind, absent)
 
+    def takes(self, name: str, *values: str) -> bool:
+        """Whether an attribute is one of these values, and then take it."""
+        there = self._data.get(name) in values
+        if there:
+            del self._data[name]
+        return there
+
     def only(self, name: str, *allowed: Any) -> None:
         """Refuse an attribute unless it is absent, null or one of the values that mean what our model does."""
         value = self._data.pop(name, None)
