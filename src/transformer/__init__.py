@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .models import GPT as GPT
     from .models import T5 as T5
     from .models import LLaMA as LLaMA
+    from .models import Mamba as Mamba
     from .models import Transformer as Transformer
 
 _HOMES = {
@@ -21,11 +22,12 @@ _HOMES = {
     "GPT": ".models",
     "T5": ".models",
     "LLaMA": ".models",
+    "Mamba": ".models",
     "Transformer": ".models",
     "load": ".interop",
 }
 
-__all__ = ["BERT", "GPT", "T5", "LLaMA", "Transformer", "load"]
+__all__ = ["BERT", "GPT", "T5", "LLaMA", "Mamba", "Transformer", "load"]
 
 
 def __getattr__(name: str) -> object:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.families import family_config
 from transformer import GPT, Transformer
 from transformer.analysis.cost import (
     Shape,
@@ -55,7 +56,7 @@ EACH = [(family, None) for family in FAMILIES] + [("transformer", switch) for sw
 
 @pytest.mark.parametrize(("family", "switch"), EACH)
 def test_operations_equal_those_that_torch_counts(family: str, switch: str | None) -> None:
-    config = FAMILIES[family](vocab_size=101, d_model=48, n_heads=4, n_layers=2)
+    config = family_config(family, vocab_size=101, d_model=48, n_heads=4, n_layers=2)
     config, _ = apply_switches(config, {} if switch is None else {switch: True})
     shape = Shape(3, 17, 29 if family == "transformer" else 0)
     flops = count_flops(config, shape)

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from rich.tree import Tree
 
+from tests.families import family_config
 from transformer.analysis.cost import count_parameters, shapes_only
 from transformer.analysis.describe import parts_tree, settings_table
 from transformer.base.normalization import LayerNormConfig
@@ -54,7 +55,7 @@ EACH = [(family, None) for family in FAMILIES] + [("transformer", switch) for sw
 
 @pytest.mark.parametrize(("family", "switch"), EACH)
 def test_the_weights_of_the_parts_add_up(family: str, switch: str | None) -> None:
-    config = FAMILIES[family](vocab_size=31, d_model=24, n_heads=3, n_layers=4)
+    config = family_config(family, vocab_size=31, d_model=24, n_heads=3, n_layers=4)
     config, _ = apply_switches(config, {switch: True} if switch else {})
     tree, total = tree_of(config)
     assert weights(tree) == total

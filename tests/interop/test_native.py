@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.families import family_config
 from transformer import GPT, Transformer, load
 from transformer.base.transformer import transformer
 from transformer.data import CharacterTokenizer
@@ -62,7 +63,7 @@ EACH = [(family, None) for family in FAMILIES] + [("gpt", switch) for switch in 
 @pytest.mark.parametrize(("family", "switch"), EACH)
 def test_what_is_saved_is_loaded(family: str, switch: str | None, tmp_path: Path) -> None:
     config, execution = apply_switches(
-        FAMILIES[family](**{**SMALL, "d_model": 24}), {switch: True} if switch else {}
+        family_config(family, **{**SMALL, "d_model": 24}), {switch: True} if switch else {}
     )
     model = build(config, execution).eval()
     loaded = load(save(tmp_path, model))

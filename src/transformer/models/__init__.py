@@ -18,7 +18,9 @@ from .encoder_only import EncoderOnly, EncoderOnlyConfig
 from .gpt import GPT, gpt
 from .head import HeadConfig
 from .heads import SequenceClassifier, SequenceClassifierConfig, classifier
+from .hybrid import hybrid, jamba, samba
 from .llama import LLaMA, llama
+from .mamba import Mamba, mamba, mamba2
 from .masked_head import MaskedHeadConfig, NoHeadConfig
 from .pooler import NoPoolerConfig, PoolerConfig
 from .t5 import T5, t5
@@ -29,7 +31,15 @@ ModelConfig: TypeAlias = (
 Model: TypeAlias = EncoderDecoder | DecoderOnly | EncoderOnly | SequenceClassifier
 
 FAMILIES: Mapping[str, Callable[..., ModelConfig]] = MappingProxyType(
-    {"transformer": transformer, "gpt": gpt, "llama": llama, "bert": bert}
+    {
+        "transformer": transformer,
+        "gpt": gpt,
+        "llama": llama,
+        "bert": bert,
+        "mamba": mamba,
+        "mamba2": mamba2,
+        "hybrid": hybrid,
+    }
 )
 """The name of each family in a config file, and its function from hyper-parameters to a config."""
 
@@ -77,6 +87,7 @@ __all__ = [
     "EncoderOnlyConfig",
     "HeadConfig",
     "LLaMA",
+    "Mamba",
     "MaskedHeadConfig",
     "Model",
     "ModelConfig",
@@ -90,7 +101,12 @@ __all__ = [
     "build",
     "classifier",
     "gpt",
+    "hybrid",
+    "jamba",
     "llama",
+    "mamba",
+    "mamba2",
+    "samba",
     "t5",
     "transformer",
 ]

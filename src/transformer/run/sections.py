@@ -10,6 +10,7 @@ from annotated_types import Ge
 from ..base.sockets import Execution
 from ..enhancements.architecture.moe.dispatch import DISPATCHES
 from ..enhancements.attention.kernels import KERNELS
+from ..enhancements.ssm.forms import SCANS
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,21 @@ class ExecutionConfig:
     """The `execution` section: how to compute, never what, so that it may differ between two sittings of one run.
 
     kernel: the attention kernel; auto is the definition, or with model.use_flash_attention the best for each case.
-    dispatch: how tokens are brought to their experts; auto is the faster way.
+    dispatch: how tokens are brought to their experts; auto is the faster way. scan: the form of a state-space model's
+    recurrence; auto is the best for each case.
     """
 
     kernel: Literal["auto", "naive", "flash", "chunked", "sdpa", "flex", "triton"] = "auto"
     dispatch: Literal["auto", "loop", "grouped"] = "auto"
+    scan: Literal["auto", "sequential", "associative", "chunked", "convolution"] = "auto"
 
     def apply(self, execution: Execution) -> Execution:
         """What the switches say, unless this section says otherwise."""
         if self.kernel != "auto":
             execution = replace(execution, kernel=KERNELS[self.kernel])
-        return (
-            execution if self.dispatch == "auto" else replace(execution, dispatch=DISPATCHES[self.dispatch])
-        )
+        if self.dispatch != "auto":
+            execution = replace(execution, dispatch=DISPATCHES[self.dispatch])
+        return execution if self.scan == "auto" else replace(execution, scan=SCANS[self.scan])
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ TASKS: Mapping[str, tuple[Task[Any, Any, Any], ...]] = MappingProxyType(
         "transformer": (Translation(),),
         "gpt": (LanguageModelling(), SolvingProblems()),
         "llama": (LanguageModelling(), SolvingProblems()),
+        "mamba": (LanguageModelling(), SolvingProblems()),
+        "mamba2": (LanguageModelling(), SolvingProblems()),
+        "hybrid": (LanguageModelling(), SolvingProblems()),
         "bert": (MaskedModelling(), Classifying()),
     }
 )
