@@ -6,8 +6,9 @@ Nothing that needs PyTorch is imported until a verb runs, so that help and mista
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -21,6 +22,10 @@ app = App(
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 Configs = Annotated[
     list[Path], Parameter(name="--config", negative=(), help="A YAML file; later ones are laid over earlier.")
+]
+ModelPath = Annotated[
+    Path,
+    Parameter(help="A run folder, a directory with config.json, a .gguf file, or a .bin file of llama2.c."),
 ]
 RunFolder = Annotated[Path, Parameter(help="A run folder, or the folder of one checkpoint.")]
 
@@ -81,35 +86,113 @@ def translate(
     return work(run, sentences or _lines(), beam_size, length_penalty)
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Choosing:
+    """How each next token is chosen, and where the text ends."""
+
+    max_new_tokens: int = 200
+    temperature: Annotated[float | None, Parameter(help="0 always takes the most probable token.")] = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: Annotated[
+        float, Parameter(help="Of tokens that the text has already; 1 is none.")
+    ] = 1.0
+    seed: int = 0
+    stop: Annotated[list[str], Parameter(negative=(), help="End before this text; may be given again.")] = (
+        field(default_factory=list)
+    )
+    draft: Annotated[
+        Path | None, Parameter(help="A smaller model of the same tokenizer, to guess ahead.")
+    ] = None
+    look_up: Annotated[int | None, Parameter(help="Guess so many tokens ahead from the text itself.")] = None
+    tokenizer: Annotated[
+        Path | None, Parameter(help="A tokenizer.json, or a model that has the tokenizer.")
+    ] = None
+
+    def work(self, temperature: float) -> dict[str, Any]:
+        """What `writing` is to be told."""
+        from .generation import Sampling
+
+        chosen = temperature if self.temperature is None else self.temperature
+        filters = (chosen, self.top_k, self.top_p, self.min_p, self.seed, self.repetition_penalty)
+        names = ("max_new_tokens", "stop", "draft", "look_up", "tokenizer")
+        return {name: getattr(self, name) for name in names} | {"sampling": Sampling(*filters)}
+
+
+CHOOSING = Choosing()
+
+
 @app.command
 def generate(
-    run: RunFolder,
-    prompt: str = "\n",
+    model: ModelPath,
+    prompt: str | None = None,
     /,
     *,
-    max_new_tokens: int = 200,
-    temperature: Annotated[float, Parameter(help="0 always takes the most probable token.")] = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    seed: int = 0,
+    choosing: Choosing = CHOOSING,
+    samples: Annotated[int, Parameter(help="Texts to write.")] = 1,
+    beam_size: Annotated[
+        int | None, Parameter(help="Search for the best text instead of drawing one.")
+    ] = None,
+    length_penalty: Annotated[float, Parameter(help="α of the search's length penalty.")] = 0.6,
+    stream: Annotated[
+        bool | None, Parameter(help="Show the text as it is written; on a terminal it is.")
+    ] = None,
 ) -> int:
-    """Continue a prompt with a language model, shown as it is written."""
-    from .commands import generate as work
+    """Continue a prompt with a language model: of a run, of a published model's directory, or of a .gguf file."""
+    from .writing import generate as work
 
-    return work(run, prompt, max_new_tokens, (temperature, top_k, top_p, min_p, seed))
+    options: dict[str, Any] = {**choosing.work(1.0), "beam_size": beam_size, "length_penalty": length_penalty}
+    return work(model, prompt, samples=samples, stream=stream, **options)
 
 
 @app.command
-def evaluate(run: RunFolder, /, *overrides: Overrides, split: str | None = None) -> int:
-    """Measure a trained model on a whole split of its data: BLEU and chrF, or perplexity and bits per byte.
+def chat(
+    model: ModelPath,
+    /,
+    *,
+    choosing: Choosing = CHOOSING,
+    system: Annotated[str | None, Parameter(help="What the model is told before all messages.")] = None,
+) -> int:
+    """Talk with a model that has a chat template. The temperature is 0.7 unless given.
 
-    The data and the search are those of the run's own configuration, unless given by their path:
-    `--evaluation.beam_size 1`, `--data.path DIR`.
+    Each line is a message. /clear begins anew, /quit ends; Ctrl-C stops an answer.
     """
-    from .commands import evaluate as work
+    from .writing import chat as work
 
-    return work(run, split, overrides)
+    return work(model, system=system, **choosing.work(0.7))
+
+
+@app.command
+def evaluate(
+    run: Annotated[
+        Path, Parameter(help="A run folder, a checkpoint's, a published model's, or a .gguf file.")
+    ],
+    /,
+    *overrides: Overrides,
+    split: Annotated[str | None, Parameter(help="Of the run's own data.")] = None,
+    task: Annotated[str | None, Parameter(help="lambada, hellaswag, arc, piqa or openbook_qa.")] = None,
+    data: Annotated[
+        Path | None, Parameter(help="The task's .jsonl, or a text file when there is no task.")
+    ] = None,
+    limit: Annotated[int | None, Parameter(help="Take the first lines only.")] = None,
+) -> int:
+    """Measure a model: on a split of its run's data, on a zero-shot task, or on any text file.
+
+    Without --task and --data: BLEU and chrF, or perplexity and bits per byte, on a whole split. The data and the
+    search are those of the run's own configuration, unless given by their path: `--evaluation.beam_size 1`,
+    `--data.path DIR`. With them: accuracy on a task, `--task lambada --data FILE`, or the perplexity of a text,
+    `--data FILE`, for any language model that can be loaded.
+    """
+    from . import commands as work
+
+    if task is None and data is None and limit is None:
+        return work.evaluate(run, split, overrides)
+    if overrides or split is not None:
+        given = overrides[0] if overrides else "--split"
+        raise ValueError(f"{given} is for a run's own data; leave it out with --task or --data FILE")
+    return work.evaluate_file(run, task, data, limit)
 
 
 def _lines() -> list[str]:

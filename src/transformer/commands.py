@@ -16,13 +16,13 @@ from .analysis.cost import count_active_parameters, count_flops, count_parameter
 from .analysis.describe import parts_tree, settings_table
 from .base.transformer import EncoderDecoder
 from .data import DataConfig
-from .generation import Sampling, stream_text
+from .evaluation import TASKS, Report, report_file, report_task
 from .generation import translate as translate_sentences
 from .interop import load, load_tokenizer_of, tokenizer_file_of
-from .models import DecoderOnly
+from .models import DecoderOnly, DecoderOnlyConfig
 from .run import Parts, RunConfig
 from .training.progress import Mode
-from .utils.codec import decode
+from .utils.codec import decode, suggest
 from .utils.layering import read_layers
 
 
@@ -103,28 +103,6 @@ def translate(folder: Path, sentences: Sequence[str], beam_size: int, length_pen
     return 0
 
 
-def generate(
-    folder: Path,
-    prompt: str,
-    max_new_tokens: int,
-    options: tuple[float, int | None, float | None, float | None, int],
-) -> int:
-    """Write the prompt and what the model makes of it, as it comes."""
-    sampling = Sampling(*options)
-    model, tokenizer = load(folder), load_tokenizer_of(folder)
-    if not isinstance(model, DecoderOnly):
-        raise ValueError(
-            f"{folder} holds a model of kind {model.config.kind}, which translates: use transformer translate"
-        )
-    out = console()
-    out.out(prompt, end="", highlight=False)
-    for piece in stream_text(model, tokenizer, prompt, max_new_tokens, sampling):
-        out.out(piece, end="", highlight=False)
-        out.file.flush()
-    out.out("", highlight=False)
-    return 0
-
-
 def evaluate(folder: Path, split: str | None, overrides: Sequence[str]) -> int:
     """Measure a trained model as its run's configuration says."""
     source = folder if (folder / "config.yaml").exists() else folder / "config.yaml"
@@ -135,12 +113,37 @@ def evaluate(folder: Path, split: str | None, overrides: Sequence[str]) -> int:
             f"{folder} was trained with another tokenizer than that of data.path {getattr(config.data, 'path', None)}"
         )
     parts = Parts.of(config, corpus, model)
-    final = parts.report(split or parts.split)
+    _show(parts.report(split or parts.split))
+    return 0
+
+
+def evaluate_file(path: Path, task: str | None, data: Path | None, limit: int | None) -> int:
+    """Measure a model, whoever trained it, on a task's file or on a text."""
+    if task is not None and task not in TASKS:
+        near = suggest(task, TASKS)
+        raise ValueError(f"there is no task {task!r}{near or '; there are ' + ', '.join(TASKS)}")
+    if data is None or (task is None and limit is not None):
+        needed = "--data FILE" if data is None else "--task NAME"
+        raise ValueError(f"this needs {needed} as well; see transformer evaluate --help")
+    model, tokenizer = load(path), load_tokenizer_of(path)
+    if not isinstance(model, DecoderOnly):
+        raise ValueError(
+            f"{path} holds a model of kind {model.config.kind}; tasks and texts are for language models, of kind "
+            f"{DecoderOnlyConfig.kind}"
+        )
+    if task is None:
+        _show(report_file(model, tokenizer, data))
+    else:
+        _show(report_task(model, tokenizer, task, data, limit))
+    return 0
+
+
+def _show(final: Report) -> None:
+    """Show figures, and what they cannot be compared without."""
     for name, value in final.figures.items():
         console().out(f"{name:<20} {value:.4f}", highlight=False)
     for name, text in final.notes.items():
         console().out(f"{name:<20} {text}", highlight=False)
-    return 0
 
 
 def console() -> Console:

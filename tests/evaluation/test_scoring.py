@@ -107,6 +107,39 @@ def test_which_tokens_are_scored(context: str, continuation: str, tokens: list[i
     assert as_row(model, Merging(), context, continuation) == Row(tokens, n_scored)
 
 
+class Begun(Merging):
+    """A tokenizer whose makers put a token before every text, and whose texts need not have one of their own."""
+
+    bos, eos = -1, 2
+
+    def prompt(self, text: str) -> list[int]:
+        return [0, *self.encode(text)]
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation", "tokens", "n_scored"),
+    [("ca", "b", [0, 8, 5], 1), ("a", "b", [0, 5], 1), ("", "c", [0, 8], 1), ("c", " b", [0, 8, 7], 1)],
+)
+def test_what_stands_before_every_text_is_never_scored(
+    context: str, continuation: str, tokens: list[int], n_scored: int
+) -> None:
+    model = build(gpt(10, 8, 2, 1, max_seq_len=16))
+    assert isinstance(model, DecoderOnly)
+    assert as_row(model, Begun(), context, continuation) == Row(tokens, n_scored)
+
+
+def test_a_text_begins_with_bos_or_eos_or_cannot() -> None:
+    model, tokenizer = build(gpt(10, 8, 2, 1, max_seq_len=16)), Merging()
+    assert isinstance(model, DecoderOnly)
+    tokenizer.bos = -1
+    assert as_row(model, tokenizer, "", "c") == Row([2, 8], 1)
+    tokenizer.eos = -1
+    with pytest.raises(
+        ValueError, match=r"^the tokenizer has neither bos nor eos to begin a text with; give a"
+    ):
+        as_row(model, tokenizer, "", "c")
+
+
 def test_the_beginning_of_a_long_context_is_cut_off(model: DecoderOnly) -> None:
     tokenizer, long = ByteTokenizer(), "so long a context that it does not fit into the model at all"
     row = as_row(model, tokenizer, long, " end")
@@ -115,7 +148,9 @@ def test_the_beginning_of_a_long_context_is_cut_off(model: DecoderOnly) -> None:
     )
     assert as_row(model, tokenizer, "", "x" * 48) == Row([1, *(ord("x") + 3 for _ in range(48))], 48)
     for continuation in ("", "x" * 49):
-        with pytest.raises(ValueError, match=r"^the continuation '.*'…? has \d+ tokens; give one of 1 to 48$"):
+        with pytest.raises(
+            ValueError, match=r"^the continuation '.*'…? has \d+ tokens; give one of 1 to 48$"
+        ):
             score(model, tokenizer, [(long, continuation)])
 
 

@@ -8,7 +8,8 @@ The two are tokenized together, because a tokenizer may spell a word after a bla
 2. The whole, context and continuation in one, is tokenized, and so is the context alone. What the two have in common
    from the beginning is the context; all tokens after it are scored. Usually that is all of the context's tokens. Where
    a token reaches across the boundary it is scored, because a part of it belongs to the continuation.
-3. No token is put in front. Only where nothing would be left to read, the tokenizer's `bos` is.
+3. In front stands what the model's makers put before every text (`Tokenizer.prompt`), which mostly is nothing. Where
+   nothing would be left to read from, `bos` does, or `eos` where there is no `bos`.
 
 The rule is that of lm-evaluation-harness (Gao et al., version 0.4), except that this cuts off as many tokens as the
 context has alone: the same, wherever no token reaches across.
@@ -61,10 +62,14 @@ def score(
 
 def as_row(model: DecoderOnly, tokenizer: Tokenizer, context: str, continuation: str) -> Row:
     """Tokenize a context and its continuation by the rule above."""
-    bare = context.rstrip()
-    whole = tokenizer.encode(context + continuation)
-    shared = _in_common(tokenizer.encode(bare), whole) if bare else 0
-    n_scored, tokens = len(whole) - shared, whole if shared else [tokenizer.bos, *whole]
+    bare, text = context.rstrip(), context + continuation
+    tokens = tokenizer.prompt(text)
+    shared = len(tokens) - len(tokenizer.encode(text))  # of what stands in front
+    if bare:
+        shared = _in_common(tokenizer.prompt(bare), tokens)
+    n_scored = len(tokens) - shared
+    if not shared:
+        tokens = [start_of_text(tokenizer), *tokens]
     limit = longest(model)
     if not n_scored or (limit is not None and n_scored > limit):
         told = f"{continuation[:40]!r}{'…' if len(continuation) > 40 else ''}"
@@ -72,6 +77,14 @@ def as_row(model: DecoderOnly, tokenizer: Tokenizer, context: str, continuation:
             f"the continuation {told} has {n_scored} tokens; give one of 1 to {limit or 'any number of'}"
         )
     return Row(tokens if limit is None else tokens[-limit - 1 :], n_scored)
+
+
+def start_of_text(tokenizer: Tokenizer) -> int:
+    """The token that says that a text begins; ValueError where there is none."""
+    for token in (tokenizer.bos, tokenizer.eos):
+        if token >= 0:
+            return token
+    raise ValueError("the tokenizer has neither bos nor eos to begin a text with; give a context")
 
 
 def _in_common(first: Sequence[int], second: Sequence[int]) -> int:
