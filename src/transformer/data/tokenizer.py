@@ -63,6 +63,10 @@ class Tokenizer(ABC):
         """Return the ids of a text to be continued; a text that has none begins with `bos`."""
         return self.encode(text) or [self.bos]
 
+    def encode_template(self, text: str) -> list[int]:
+        """Return the ids of a chat template's text, which may spell special tokens; here none has a spelling."""
+        return self.encode(text)
+
     @property
     def stops(self) -> tuple[int, ...]:
         """The tokens that end a text."""

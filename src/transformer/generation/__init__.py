@@ -1,6 +1,7 @@
 """Writing with a model: greedy decoding, sampling, beam search."""
 
 from .beam_search import BeamOptions, beam_generate, beam_search
+from .chat import Chat, render_template
 from .generate import generate, stream
 from .protocol import Decoder, EncoderDecoder, State, evaluating
 from .sampling import Sampling
@@ -11,6 +12,7 @@ from .translate import translate
 
 __all__ = [
     "BeamOptions",
+    "Chat",
     "Decoder",
     "DraftModel",
     "EncoderDecoder",
@@ -25,6 +27,7 @@ __all__ = [
     "continue_text",
     "evaluating",
     "generate",
+    "render_template",
     "show",
     "speculate",
     "stream",

@@ -106,7 +106,7 @@ class DraftModel:
 
     def begin(self, vocab_size: int, sampling: Sampling, row: int) -> Any:
         """Return the function that guesses; it keeps the draft's state between calls."""
-        reader = Reader(self.model, self.n_tokens)
+        reader = Reader(self.model, self.n_tokens + 1)
         limit = self.model.stack.position.max_seq_len
 
         def guess(tokens: Sequence[int], n: int) -> list[Guess]:
@@ -127,26 +127,57 @@ class DraftModel:
         return guess
 
 
-class Reader:
-    """A model and its state for one text, which may change at its end from call to call."""
+class NoDraft:
+    """Guesses nothing: each call of the model gives one token."""
 
-    def __init__(self, model: Decoder[Any], rollback: int) -> None:
-        self.model, self.state = model, model.initial_state(Storage(rollback=rollback + 1))
+    def __init__(self) -> None:
+        self.n_tokens, self.tally = 0, Tally()
+
+    def begin(self, vocab_size: int, sampling: Sampling, row: int) -> Any:
+        """Return the function that guesses."""
+        return lambda tokens, n: []
+
+
+class Reader:
+    """A model and its state for one text, which may change at its end from call to call.
+
+    Up to `rollback` tokens are taken back; for more, or where the model cannot and it is not `needed`, the text is
+    read again from the beginning.
+    """
+
+    def __init__(self, model: Decoder[Any], rollback: int, needed: bool = True) -> None:
+        self.model, self.storage = model, Storage(rollback=rollback)
+        try:
+            self.state = model.initial_state(self.storage)
+        except ValueError:
+            if needed:
+                raise
+            self.storage = Storage()
+            self.state = model.initial_state(self.storage)
         self.device = next(parameter.device for parameter in model.parameters())
         self.known: list[int] = []
 
-    def read(self, tokens: Sequence[int]) -> Float[Tensor, "_ v"]:
-        """Return the logits after those of the tokens that were not read yet, and at least after the last."""
+    def shared(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens, but for the last, need not be read again."""
         pairs = zip(self.known, tokens[:-1], strict=False)
         same = next(
             (i for i, (old, new) in enumerate(pairs) if old != new), min(len(self.known), len(tokens) - 1)
         )
+        return same if len(self.known) - same <= self.storage.rollback else 0
+
+    def read(self, tokens: Sequence[int]) -> Float[Tensor, "_ v"]:
+        """Return the logits after those of the tokens that were not read yet, and at least after the last."""
+        same, known = self.shared(tokens), len(self.known)
+        self.known = []  # if this is interrupted, the state is of no use any more
         with evaluating(self.model):
-            if same < len(self.known):
+            if not same:
+                self.state = self.model.initial_state(self.storage)
+            elif same < known:
                 self.state.truncate(torch.tensor([[same]], device=self.device))
             new = torch.tensor([list(tokens[same:])], device=self.device)
+            logits = self.model.decode(new, self.state)[0]
             self.known = list(tokens)
-            return self.model.decode(new, self.state)[0]
+            return logits
 
 
 def speculate(
@@ -172,20 +203,22 @@ def speculate(
             f"speculative decoding continues one prompt at a time, got {len(tokens)}; call it for each"
         )
     check_prompts(tokens, max_new_tokens, None, model.stack.position.max_seq_len)
-    reader = Reader(model, drafter.n_tokens)
+    reader = Reader(model, drafter.n_tokens + 1)
     stops = frozenset(as_tokens(stop, tokens.device).tolist())
-    return _speculate(reader, drafter, tokens[0].tolist(), max_new_tokens, sampling, stops, first_row)
+    return continue_read(reader, drafter, tokens[0].tolist(), max_new_tokens, sampling, stops, first_row)
 
 
-def _speculate(
+def continue_read(
     reader: Reader,
     drafter: Drafter,
-    text: list[int],
+    tokens: Sequence[int],
     room: int,
     sampling: Sampling,
     stops: frozenset[int],
     row: int,
 ) -> Iterator[int]:
+    """Yield the tokens that continue a text, of which the reader may know the beginning."""
+    text = list(tokens)
     end, guess = len(text) + room, None
     guesses: list[Guess]
     while len(text) < end:
