@@ -103,11 +103,11 @@ def compare(theirs: nn.Module, ours: nn.Module, tolerance: float, sides: str = "
     assert (first - second).abs().max().item() <= tolerance * max(1.0, first.abs().max().item())
 
 
-def round_trip(theirs: Any, ours: Any, folder: Path) -> None:
+def round_trip(theirs: Any, ours: Any, folder: Path, **loading: Any) -> None:
     """What we save, `transformers` loads without a missing or unexpected key, and computes the same."""
     to_huggingface(ours, folder)
     again, report = AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, attn_implementation="eager", dtype="auto"
+        folder, output_loading_info=True, attn_implementation="eager", dtype="auto", **loading
     )
     assert not any(report.values()), report
     tokens, _ = ragged()

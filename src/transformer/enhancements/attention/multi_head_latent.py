@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, TypeVar
 
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -41,7 +41,8 @@ class MultiHeadLatentAttentionConfig(MixerConfig):
     """Self-attention through a latent vector per token.
 
     kv_rank: the width of the latent that is cached. q_rank: of the queries' latent; null for none. d_content,
-    d_rotary, d_value: the widths of a head's unrotated part, rotated part and value.
+    d_rotary, d_value: the widths of a head's unrotated part, rotated part and value. scale: of the products, null being
+    1/√(d_content + d_rotary); DeepSeek multiplies it by YaRN's factor, squared.
     """
 
     kind: ClassVar[str] = "multi_head_latent_attention"
@@ -52,6 +53,7 @@ class MultiHeadLatentAttentionConfig(MixerConfig):
     d_rotary: Annotated[int, Ge(2)] = 32
     d_value: Annotated[int, Ge(1)] = 64
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    scale: Annotated[float, Gt(0)] | None = None
 
     def build(self, d_model: int) -> MultiHeadLatentAttention:
         return MultiHeadLatentAttention(d_model, self)
@@ -64,7 +66,7 @@ class MultiHeadLatentAttention(Layer):
         super().__init__()
         self.n_heads, self.dropout = config.n_heads, config.dropout
         self.widths = [config.d_content, config.d_rotary]
-        self.scale = sum(self.widths) ** -0.5
+        self.scale = sum(self.widths) ** -0.5 if config.scale is None else config.scale
         q_width = d_model if config.q_rank is None else config.q_rank
         self.q_down_proj = nn.Identity() if config.q_rank is None else nn.Linear(d_model, q_width, bias=False)
         self.q_norm = nn.Identity() if config.q_rank is None else RMSNorm(q_width)

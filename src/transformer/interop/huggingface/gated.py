@@ -72,15 +72,21 @@ def read_attention(
 
 def write_attention(config: DecoderOnlyConfig) -> dict[str, Any]:
     """Return the attributes that these families share; `OtherFamilyError` where a config has other parts."""
+    _, feed_forward = parts_of(config.stack.blocks[0])
+    return {**grouped_attributes(config), "intermediate_size": feed_forward.d_ff}
+
+
+def grouped_attributes(config: DecoderOnlyConfig) -> dict[str, Any]:
+    """Return those that do not depend on the feed-forward network."""
     stack, block = config.stack, config.stack.blocks[0]
     position: Any = stack.position
     require(isinstance(position, RotaryPositionConfig), "its positions are not rotary")
     require(isinstance(block, BlockConfig), "its blocks are not attention and feed-forward")
-    mixer, feed_forward = parts_of(block)
+    mixer: Any = getattr(block, "mixer", None)
+    require(isinstance(mixer, GroupedQueryAttentionConfig), "its mixer is not attention by grouped heads")
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
-        "intermediate_size": feed_forward.d_ff,
         "num_hidden_layers": len(stack.blocks),
         "num_attention_heads": mixer.n_heads,
         "num_key_value_heads": mixer.n_kv_heads or mixer.n_heads,
@@ -101,19 +107,28 @@ def parts_of(block: Any) -> tuple[GroupedQueryAttentionConfig, GatedFeedForwardC
     return mixer, feed_forward
 
 
+def attention_rules(mixer: GroupedQueryAttentionConfig, theirs: str, ours: str) -> list[Rule]:
+    """How the weights of attention are called."""
+    out_bias = mixer.bias if mixer.out_bias is None else mixer.out_bias
+    found = linear(f"{theirs}.o_proj", f"{ours}.out_proj", out_bias)
+    for name in "qkv":
+        found += linear(f"{theirs}.{name}_proj", f"{ours}.{name}_proj", mixer.bias)
+    if not isinstance(mixer.qk_norm, NoNormConfig):
+        inner = ".norm" if mixer.qk_norm_over == "projection" else ""
+        for name in ("q_norm", "k_norm"):
+            found += linear(f"{theirs}.{name}", f"{ours}.{name}{inner}")
+    if mixer.sinks:
+        found.append(same(f"{theirs}.sinks", f"{ours}.sinks"))
+    return found
+
+
 def rules(config: DecoderOnlyConfig, norms: Norms) -> Sequence[Rule]:
     """How the weights are called; `norms` are those of a layer."""
     found = [same("model.embed_tokens.weight", "embedding.weight")]
     for layer, block in enumerate(config.stack.blocks):
         mixer, feed_forward = parts_of(block)
         theirs, ours = f"model.layers.{layer}", f"stack.blocks.{layer}"
-        attention, branch = f"{theirs}.self_attn", f"{ours}.mixer.branch"
-        for name, path in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("o", "out_proj")):
-            found += linear(f"{attention}.{name}_proj", f"{branch}.{path}", mixer.bias)
-        if not isinstance(mixer.qk_norm, NoNormConfig):
-            inner = ".norm" if mixer.qk_norm_over == "projection" else ""
-            for name in ("q_norm", "k_norm"):
-                found += linear(f"{attention}.{name}", f"{branch}.{name}{inner}")
+        found += attention_rules(mixer, f"{theirs}.self_attn", f"{ours}.mixer.branch")
         for name in ("gate_proj", "up_proj", "down_proj"):
             found += linear(f"{theirs}.mlp.{name}", f"{ours}.feed_forward.branch.{name}", feed_forward.bias)
         for name, path in norms.items():

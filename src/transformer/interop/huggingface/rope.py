@@ -11,6 +11,7 @@ from ...enhancements.position.rope_scaling import (
     NoRopeScalingConfig,
     RopeScalingConfig,
 )
+from ...enhancements.position.yarn import YaRNRopeScalingConfig
 from .attributes import Attributes
 
 RopeLayout = Literal["half", "interleaved"]
@@ -62,7 +63,16 @@ def _scaling(section: Attributes, kind: str) -> RopeScalingConfig:
             high_frequency_factor=section.take("high_freq_factor", float),
             original_length=section.take("original_max_position_embeddings", int),
         )
-    raise section.fault(f"has rope_type {kind!r}, and only default, linear or llama3 can be loaded")
+    if kind == "yarn":
+        return YaRNRopeScalingConfig(
+            section.take("factor", float),
+            section.take("original_max_position_embeddings", int),
+            section.take("beta_fast", float, 32.0),
+            section.take("beta_slow", float, 1.0),
+            "rounded" if section.take("truncate", bool, True) else "exact",
+            section.take("attention_factor", float, None),
+        )
+    raise section.fault(f"has rope_type {kind!r}, and only default, linear, llama3 or yarn can be loaded")
 
 
 def write_rope(position: RotaryPositionConfig) -> dict[str, Any]:
@@ -81,6 +91,17 @@ def write_rope(position: RotaryPositionConfig) -> dict[str, Any]:
             "high_freq_factor": scaling.high_frequency_factor,
             "original_max_position_embeddings": scaling.original_length,
         }
+    elif isinstance(scaling, YaRNRopeScalingConfig):
+        found |= {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            "truncate": scaling.ramp == "rounded",
+            "original_max_position_embeddings": scaling.original_length,
+        }
+        if scaling.attention_factor is not None:
+            found["attention_factor"] = scaling.attention_factor
     elif not isinstance(scaling, NoRopeScalingConfig):
         raise ValueError(f"rotary position with {scaling.kind} cannot be written yet")
     return found
