@@ -77,9 +77,9 @@ class Mamba2(Layer):
         """Let each head choose how much of its state to keep, what to add to it, and what to read."""
         check_causal_context(context, "Mamba-2")
         segments = Segments.of(context.layout, len(x), state)
-        gate, mixed, low = self.in_proj(x).split(self.widths, dim=-1)
+        gate, mixed, low = torch.split(self.in_proj(x), list(self.widths), dim=-1)
         mixed = F.silu(self.convolution(mixed, segments, state))
-        parts = mixed.split(self.parts, dim=-1)
+        parts = torch.split(mixed, list(self.parts), dim=-1)
         u = rearrange(parts[0], "b t (h e) -> b t h e", e=self.d_head)
         B, C = (rearrange(y, "b t (k n) -> b t k n", k=self.n_groups) for y in parts[1:])
         wide = torch.promote_types(x.dtype, torch.float32)

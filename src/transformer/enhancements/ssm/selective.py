@@ -80,9 +80,9 @@ def _cut(tensors: tuple[Tensor | None, ...], size: int) -> list[_Chunk]:
     """The inputs in chunks; those of a row are laid side by side, so that a step over time reads one piece."""
     x, dt, A, B, C, kept = tensors
     assert x is not None and dt is not None and A is not None and B is not None and C is not None
-    wide = [y.transpose(0, 1).contiguous()[:, :, None].split(size) for y in (x, dt)]
-    narrow = [y.transpose(0, 1).contiguous()[..., None].split(size) for y in (B, C)]
-    masks = [None] * len(wide[0]) if kept is None else kept.T[:, :, None, None].split(size)
+    wide = [torch.split(y.transpose(0, 1).contiguous()[:, :, None], size) for y in (x, dt)]
+    narrow = [torch.split(y.transpose(0, 1).contiguous()[..., None], size) for y in (B, C)]
+    masks = [None] * len(wide[0]) if kept is None else torch.split(kept.T[:, :, None, None], size)
     across = A.T.contiguous()
     parts = zip(*wide, *narrow, masks, strict=True)
     return [_Chunk(x, dt, across, B, C, mask) for x, dt, B, C, mask in parts]
@@ -105,7 +105,7 @@ class _Selective(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         out = x.new_empty(x.shape[1], x.shape[0], 1, x.shape[2])
         state, found = initial.mT.contiguous(), []
-        for chunk, y in zip(_cut((x, dt, A, B, C, kept), size), out.split(size), strict=True):
+        for chunk, y in zip(_cut((x, dt, A, B, C, kept), size), torch.split(out, size), strict=True):
             found.append(state)
             states = chunk.states(chunk.decays(), state)
             torch.matmul(chunk.C.mT, states, out=y)
@@ -119,7 +119,7 @@ class _Selective(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor, last: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, found = ctx.saved_tensors
         x, size = inputs[0], ctx.size
-        slopes = slope.transpose(0, 1).contiguous()[:, :, None].split(size)
+        slopes = torch.split(slope.transpose(0, 1).contiguous()[:, :, None], size)
         carried, d_A = last.mT.contiguous(), torch.zeros_like(found[0, 0])
         parts: list[tuple[Tensor, ...]] = []
         chunks = _cut(tuple(inputs), size)

@@ -17,25 +17,21 @@ from . import (
     bart,
     bert,
     bloom,
-    deepseek,
     distilbert,
     falcon,
     gemma,
     gpt2,
     gpt_neo,
     gpt_neox,
-    gpt_oss,
     gptj,
     granite,
     llama,
     mamba,
     marian,
-    mixtral,
     mpt,
     olmo,
     opt,
     phi,
-    qwen_moe,
     stablelm,
     t5,
 )
@@ -62,17 +58,13 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             mpt,
             gemma,
             bert,
-            bart,
-            marian,
             granite,
             olmo,
             distilbert,
-            t5,
-            mixtral,
-            qwen_moe,
-            deepseek,
-            gpt_oss,
             mamba,
+            t5,
+            bart,
+            marian,
         )
         for family in part.FAMILIES
     }
@@ -101,8 +93,9 @@ def load_huggingface(path: Path, dtype: torch.dtype = torch.float32) -> Model:
         reason = (str(error).splitlines() or ["it does not fit into memory"])[0]
         raise attributes.fault(f"describes a model that cannot be built: {reason}") from None
     tied = {"lm_head.weight"} if config.tie_embeddings else set()
-    rules = family.rules_for(config, source.names)
-    read_weights(model, rules, source, lambda name: name in tied or name.endswith(family.ignored))
+    read_weights(
+        model, family.rules(config), source, lambda name: name in tied or name.endswith(family.ignored)
+    )
     return model.eval()
 
 
