@@ -58,7 +58,7 @@ EACH = [(family, None) for family in FAMILIES] + [("transformer", switch) for sw
 def test_operations_equal_those_that_torch_counts(family: str, switch: str | None) -> None:
     config = family_config(family, vocab_size=101, d_model=48, n_heads=4, n_layers=2)
     config, _ = apply_switches(config, {} if switch is None else {switch: True})
-    shape = Shape(3, 17, 29 if family == "transformer" else 0)
+    shape = Shape(3, 17, 29 if family in ("transformer", "t5") else 0)
     flops = count_flops(config, shape)
     assert flops.forward == counted_by_torch(config, shape, backward=False)
     if "" not in flops.by_module:  # some products of other mixers have a constant, which has no gradient

@@ -112,7 +112,7 @@ def test_every_switch_is_documented_and_typed() -> None:
 
 def test_a_family_is_a_config_and_a_config_is_a_model() -> None:
     classes: dict[str, Any] = {
-        "bert": BERT, "gpt": GPT, "llama": LLaMA, "mamba": Mamba, "transformer": Transformer
+        "bert": BERT, "gpt": GPT, "llama": LLaMA, "mamba": Mamba, "t5": T5, "transformer": Transformer
     }  # fmt: skip
     for name in FAMILIES:
         config = family_config(name, **SMALL)
@@ -121,7 +121,7 @@ def test_a_family_is_a_config_and_a_config_is_a_model() -> None:
         if name not in classes:
             continue
         known = inspect.signature(FAMILIES[name]).parameters
-        same = classes[name](**{key: size for key, size in SMALL.items() if key in known})
+        same = classes[name](**{key: size for key, size in {"d_head": 8, **SMALL}.items() if key in known})
         assert [n for n, _ in same.named_parameters()] == [n for n, _ in model.named_parameters()]
 
 

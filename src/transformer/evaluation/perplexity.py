@@ -14,6 +14,7 @@ from typing import TypeVar
 from torch import nn
 
 from ..data import PairBatch, PairEvaluation, TextBatch, TextEvaluation
+from ..data.span_corruption import SpanEvaluation
 from ..generation import evaluating
 from ..training.objective import Causal, Objective, SequenceToSequence
 
@@ -53,7 +54,7 @@ class TextLikelihood(Likelihood):
         return self.nll / math.log(2) / self.n_bytes
 
 
-def evaluate_pairs(model: nn.Module, evaluation: PairEvaluation) -> Likelihood:
+def evaluate_pairs(model: nn.Module, evaluation: PairEvaluation | SpanEvaluation) -> Likelihood:
     """Return the likelihood of every target token of a split, `eos` included, given source and prefix."""
     return Likelihood(*_sums(model, SequenceToSequence(label_smoothing=0.0), evaluation.batches()))
 

@@ -36,6 +36,7 @@ FAMILIES: Mapping[str, Callable[..., ModelConfig]] = MappingProxyType(
         "gpt": gpt,
         "llama": llama,
         "bert": bert,
+        "t5": t5,
         "mamba": mamba,
         "mamba2": mamba2,
         "hybrid": hybrid,

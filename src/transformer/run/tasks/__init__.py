@@ -10,6 +10,7 @@ from ...data import DataConfig
 from ...training.objective import ObjectiveConfig
 from ...utils.codec import ConfigError
 from .classifying import Classifying
+from .denoising import Denoising
 from .language_modelling import LanguageModelling
 from .masked_modelling import MaskedModelling
 from .problems import SolvingProblems
@@ -25,6 +26,7 @@ TASKS: Mapping[str, tuple[Task[Any, Any, Any], ...]] = MappingProxyType(
         "mamba2": (LanguageModelling(), SolvingProblems()),
         "hybrid": (LanguageModelling(), SolvingProblems()),
         "bert": (MaskedModelling(), Classifying()),
+        "t5": (Translation(), Denoising()),
     }
 )
 """The tasks of each family, by its name in a config file."""
