@@ -17,21 +17,25 @@ from . import (
     bart,
     bert,
     bloom,
+    deepseek,
     distilbert,
     falcon,
     gemma,
     gpt2,
     gpt_neo,
     gpt_neox,
+    gpt_oss,
     gptj,
     granite,
     llama,
     mamba,
     marian,
+    mixtral,
     mpt,
     olmo,
     opt,
     phi,
+    qwen_moe,
     stablelm,
     t5,
 )
@@ -58,13 +62,17 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             mpt,
             gemma,
             bert,
+            bart,
+            marian,
             granite,
             olmo,
             distilbert,
-            mamba,
             t5,
-            bart,
-            marian,
+            mixtral,
+            qwen_moe,
+            deepseek,
+            gpt_oss,
+            mamba,
         )
         for family in part.FAMILIES
     }
@@ -93,9 +101,8 @@ def load_huggingface(path: Path, dtype: torch.dtype = torch.float32) -> Model:
         reason = (str(error).splitlines() or ["it does not fit into memory"])[0]
         raise attributes.fault(f"describes a model that cannot be built: {reason}") from None
     tied = {"lm_head.weight"} if config.tie_embeddings else set()
-    read_weights(
-        model, family.rules(config), source, lambda name: name in tied or name.endswith(family.ignored)
-    )
+    rules = family.rules_for(config, source.names)
+    read_weights(model, rules, source, lambda name: name in tied or name.endswith(family.ignored))
     return model.eval()
 
 
