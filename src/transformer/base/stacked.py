@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,10 +25,12 @@ class StackedLinear(nn.Linear):
         super().__init__(in_features, n_maps * out_features, bias=bias)
         self.n_maps = n_maps
 
-    def forward(self, x: Float[Tensor, "... _"], product: Product) -> Float[Tensor, "... _"]:
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "... _"], product: Product
+    ) -> Float[Tensor, "... _"]:
         """Map rows, each by the map that `product` has for it."""
-        bias = None if self.bias is None else self.bias.unflatten(0, (self.n_maps, -1))
-        return product(x, self.weight.unflatten(0, (self.n_maps, -1)), bias)
+        bias = None if self.bias is None else rearrange(self.bias, "(x f) -> x f", x=self.n_maps)
+        return product(x, rearrange(self.weight, "(x f) d -> x f d", x=self.n_maps), bias)
 
 
 class StackedOutputProjection(StackedLinear, OutputProjection):
@@ -37,5 +40,5 @@ class StackedOutputProjection(StackedLinear, OutputProjection):
 def matrices(module: nn.Linear) -> Sequence[Tensor]:
     """The matrix of each map of a module: one, or those that it holds one above the other."""
     if isinstance(module, StackedLinear):
-        return module.weight.unflatten(0, (module.n_maps, -1)).unbind()
+        return module.weight.chunk(module.n_maps)
     return (module.weight,)

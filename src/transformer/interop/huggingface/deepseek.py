@@ -224,14 +224,13 @@ def _write_positions(position: RotaryPositionConfig, mixer: MultiHeadLatentAtten
 def rules(config: DecoderOnlyConfig, fused: bool = False) -> Sequence[Rule]:
     """How the weights of both families are called."""
     found = list(experts.rules(config, Names(), fused))
-    for layer, block in enumerate(config.stack.blocks):
-        found += _attention_rules(
-            block.mixer, f"model.layers.{layer}.self_attn", f"stack.blocks.{layer}.mixer.branch"
-        )  # type: ignore[attr-defined]
-        part: Any = block.feed_forward  # type: ignore[attr-defined]
-        if isinstance(getattr(part, "router", None), SigmoidTopKConfig):
-            theirs = f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
-            found.append(same(theirs, f"stack.blocks.{layer}.feed_forward.branch.router.selection.bias"))
+    blocks: Any = config.stack.blocks
+    for layer, block in enumerate(blocks):
+        theirs, ours = f"model.layers.{layer}", f"stack.blocks.{layer}"
+        found += _attention_rules(block.mixer, f"{theirs}.self_attn", f"{ours}.mixer.branch")
+        if isinstance(getattr(block.feed_forward, "router", None), SigmoidTopKConfig):
+            bias = f"{ours}.feed_forward.branch.router.selection.bias"
+            found.append(same(f"{theirs}.mlp.gate.e_score_correction_bias", bias))
     return found
 
 
@@ -250,11 +249,12 @@ def _attention_rules(mixer: Any, theirs: str, ours: str) -> list[Rule]:
 
     def split(x: Sequence[Tensor]) -> list[Tensor]:
         heads = rearrange(x[0], "(h e) r -> h e r", h=mixer.n_heads)
-        return [half.flatten(0, 1) for half in heads.split([mixer.d_content, mixer.d_value], dim=1)]
+        halves = torch.split(heads, [mixer.d_content, mixer.d_value], dim=1)
+        return [rearrange(half, "h e r -> (h e) r") for half in halves]
 
     def join(x: Sequence[Tensor]) -> list[Tensor]:
         heads = [rearrange(half, "(h e) r -> h e r", h=mixer.n_heads) for half in x]
-        return [torch.cat(heads, dim=1).flatten(0, 1)]
+        return [rearrange(torch.cat(heads, dim=1), "h e r -> (h e) r")]
 
     up = (f"{ours}.k_up_proj.weight", f"{ours}.v_up_proj.weight")
     return [*found, Rule((f"{theirs}.kv_b_proj.weight",), up, split, join)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ...base.sockets import FeedForwardConfig, MixerConfig, NormConfig
@@ -159,7 +160,7 @@ def fused_rules(place: str, ours: str) -> list[Rule]:
     """All experts in one tensor, each one's gate above what it gates."""
 
     def split(x: Sequence[Tensor]) -> list[Tensor]:
-        return [half.flatten(0, 1) for half in x[0].chunk(2, dim=1)]
+        return [rearrange(half, "x f d -> (x f) d") for half in x[0].chunk(2, dim=1)]
 
     def nothing(x: Sequence[Tensor]) -> list[Tensor]:
         raise NotImplementedError("files of this dialect are read only")
@@ -167,5 +168,10 @@ def fused_rules(place: str, ours: str) -> list[Rule]:
     paths = [f"{ours}.experts.{name}.weight" for name in GATED]
     return [
         Rule((f"{place}.experts.gate_up_proj",), tuple(paths[:2]), split, nothing),
-        Rule((f"{place}.experts.down_proj",), (paths[2],), lambda x: [x[0].flatten(0, 1)], nothing),
+        Rule(
+            (f"{place}.experts.down_proj",),
+            (paths[2],),
+            lambda x: [rearrange(x[0], "x f d -> (x f) d")],
+            nothing,
+        ),
     ]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ...base.sockets import FeedForwardConfig
@@ -119,13 +120,13 @@ def _mixture_rules(theirs: str, ours: str, n: int) -> list[Rule]:
 
 def _turn(x: Sequence[Tensor]) -> list[Tensor]:
     """Experts' matrices with the output axis first, or their biases, one above the other."""
-    return [x[0].transpose(1, 2).flatten(0, 1) if x[0].dim() == 3 else x[0].flatten()]
+    return [rearrange(x[0], "x d f -> (x f) d" if x[0].dim() == 3 else "x f -> (x f)")]
 
 
 def _apart(x: Tensor, n: int) -> Tensor:
     """The way back."""
-    each = x.unflatten(0, (n, -1))
-    return each.transpose(1, 2) if each.dim() == 3 else each
+    apart: Tensor = rearrange(x, "(x f) d -> x d f" if x.dim() == 2 else "(x f) -> x f", x=n)
+    return apart
 
 
 def _part(x: Sequence[Tensor]) -> list[Tensor]:

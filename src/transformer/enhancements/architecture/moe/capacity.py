@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
@@ -43,7 +44,7 @@ def within_capacity(routing: Routing, factor: float) -> Routing:
     """Keep each expert's first tokens of each row, up to its capacity."""
     (_, _, k), x = routing.experts.shape, routing.logits.shape[-1]
     choices = F.one_hot(routing.experts, x) * routing.real[..., None, None]
-    choices = choices.flatten(1, 2)
+    choices = rearrange(choices, "b t k x -> b (t k) x")
     place = ((choices.cumsum(1) - choices) * choices).sum(-1)
     capacity = torch.ceil(routing.real.sum(1).double() * (k * factor / x) - ROUNDING)
     there = (place < capacity[:, None]).view_as(routing.kept)

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Lt
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -141,10 +142,10 @@ def best_groups(
     scores: Float[Tensor, "... x"], n_groups: int, top_groups: int, votes: int
 ) -> Float[Tensor, "... x"]:
     """−∞ outside the best groups; a group is worth the sum of the best `votes` of its scores."""
-    grouped = scores.unflatten(-1, (n_groups, -1))
+    grouped = rearrange(scores, "... (g x) -> ... g x", g=n_groups)
     worth = grouped.sort(dim=-1, descending=True).values[..., :votes].sum(-1)
     open_ = torch.zeros_like(worth, dtype=torch.bool).scatter(-1, best(worth, top_groups), True)
-    return grouped.masked_fill(~open_[..., None], -torch.inf).flatten(-2)
+    return rearrange(grouped.masked_fill(~open_[..., None], -torch.inf), "... g x -> ... (g x)")
 
 
 def _everywhere(scores: Float[Tensor, "... x"]) -> Float[Tensor, "... x"]:

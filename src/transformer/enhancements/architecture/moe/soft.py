@@ -54,7 +54,7 @@ class SoftRouter(nn.Module):
             logits = logits.masked_fill(~there & there.any(1, keepdim=True), -torch.inf)
         dispatch = torch.softmax(logits, dim=1)
         dispatch = dispatch if real is None else dispatch * real[..., None]
-        return Mixing(*(y.unflatten(2, (self.n_experts, -1)) for y in (dispatch, combine)))
+        return Mixing(*(rearrange(y, "b t (x c) -> b t x c", x=self.n_experts) for y in (dispatch, combine)))
 
 
 class SoftMixtureOfExperts(Layer):
