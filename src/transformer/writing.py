@@ -156,8 +156,8 @@ def _show(pieces: Iterator[str], first: str = "", stream: bool = True) -> None:
 
 
 def _printable(text: str) -> str:
-    """The text without characters that would command a terminal."""
-    return "".join(x for x in text if x in "\n\t" or (x.isprintable() or ord(x) > 0x9F))
+    """The text without characters that would command a terminal, or turn the direction of what follows."""
+    return "".join(x for x in text if x in "\n\t\u200d" or x.isprintable() or (x.isspace() and ord(x) > 0x9F))
 
 
 def _unescaped(string: str) -> str:

@@ -110,7 +110,11 @@ class Chat:
             if limit is None
             else min(self.writing.max_new_tokens, limit - len(tokens))
         )
-        if room < 1 or not tokens:
+        if not tokens:
+            raise ValueError(
+                "the chat template gives no text for this conversation, so there is nothing to answer"
+            )
+        if room < 1:
             raise ValueError(
                 f"the conversation has {len(tokens)} tokens, and the model can number {limit}; "
                 "begin anew with /clear"

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
-SECONDS, BYTES, LONGEST = 3, 2**30, 2**22
+SECONDS, BYTES, LONGEST = 2, 2**30, 2**22
 
 
 def limit() -> None:
@@ -30,7 +30,7 @@ def limit() -> None:
 
 def render(template: str, values: Mapping[str, Any]) -> str:
     """Return the text of a template, with what templates of chats expect to find."""
-    from jinja2.exceptions import TemplateError
+    from jinja2.exceptions import SecurityError, TemplateError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -40,9 +40,13 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     def as_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
+    class Strict(ImmutableSandboxedEnvironment):
+        """Refuses what it should not be asked for, rather than to act as if it were not there."""
+
+        def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+            raise SecurityError(f"access to {attribute!r} of a {type(obj).__name__}")
+
+    environment = Strict(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = as_json
     environment.globals["raise_exception"] = complain
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
