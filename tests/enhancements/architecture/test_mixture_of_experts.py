@@ -14,6 +14,8 @@ from torch import Tensor
 
 from tests.base.test_references import array, randomized, weights_of
 from tests.enhancements.architecture import moe_definitions as numpy_moe
+from transformer.analysis import trace
+from transformer.analysis.cost import Shape, count_active_parameters, count_flops, count_parameters
 from transformer.base.feed_forward import ReluFeedForwardConfig
 from transformer.base.sockets import AuxiliaryLosses, Context, Execution, Layout, Mask
 from transformer.base.transformer import XavierConfig
@@ -43,6 +45,7 @@ from transformer.enhancements.feed_forward.clamped_glu import ClampedGatedFeedFo
 from transformer.enhancements.feed_forward.gelu import GELUFeedForwardConfig
 from transformer.enhancements.feed_forward.glu import GatedFeedForwardConfig
 from transformer.enhancements.feed_forward.token_gated import TokenGatedFeedForwardConfig
+from transformer.models import build as build_model
 from transformer.models import gpt
 
 WIDTH, LENGTH, N = 12, 64, 6
@@ -456,6 +459,33 @@ def test_the_collector_tells_the_first_from_the_second_time() -> None:
         False,
         True,
     ]
+
+
+def test_what_a_token_uses_is_counted_and_every_decision_can_be_tapped() -> None:
+    """Active weights by hand; operations of k experts, not of all; taps of router, capacity and gates."""
+    config = enhance(
+        gpt(50, 24, 2, 2), mixture_of_experts(6, SoftmaxBeforeTopKConfig(2), d_ff=10, capacity_factor=0.5)
+    )
+    model = gpt_model(config)
+    each = 2 * 24 * 10 + 10 + 24
+    assert count_parameters(model) - count_active_parameters(model) == 2 * 4 * each
+    flops = count_flops(config, Shape(3, 16)).by_module
+    place = "stack.blocks.1.feed_forward.branch"
+    assert flops[f"{place}.experts.up_proj"] == 2 * 3 * 16 * 2 * 24 * 10
+    assert flops[f"{place}.router.proj"] == 2 * 3 * 16 * 24 * 6 and "" not in flops
+    x = torch.randint(50, (3, 16))
+    seen = trace(model, x, taps=f"{place}.*")
+    assert seen[f"{place}.router.experts"].shape == (3, 16, 2) and seen[f"{place}.capacity.kept"].all()
+    logits = seen[f"{place}.router.proj"]
+    assert torch.equal(seen[f"{place}.router.experts"], best(logits, 2))
+    assert torch.equal(
+        seen[f"{place}.router.gates"], logits.softmax(-1).sort(-1, descending=True).values[..., :2]
+    )
+
+
+def gpt_model(config: Any) -> Any:
+    torch.manual_seed(4)
+    return build_model(config, Execution(naive_attention))
 
 
 def test_slots_are_token_by_token() -> None:

@@ -164,18 +164,14 @@ def _attention(attributes: Attributes, factor: float) -> MultiHeadLatentAttentio
 
 def write(config: DecoderOnlyConfig, model_type: str) -> dict[str, Any]:
     """Return the attributes that describe the config; `OtherFamilyError` where none do."""
-    first, mixture = first_mixture(config)
-    blocks: Any = config.stack.blocks
-    mixer, position, router = blocks[0].mixer, config.stack.position, mixture.router
+    mixer, position = config.stack.blocks[0].mixer, config.stack.position  # type: ignore[attr-defined]
     require(isinstance(mixer, MultiHeadLatentAttentionConfig), "its mixer is not latent attention")
     require(isinstance(position, RotaryPositionConfig), "its positions are not rotary")
     assert isinstance(position, RotaryPositionConfig)
-    width, shared = mixture.experts.d_ff, getattr(mixture.shared, "d_ff", 0)  # type: ignore[attr-defined]
-    require(shared % width == 0, "its shared network is not as wide as some experts together")
-    found = {
+    _, mixture = first_mixture(config)
+    found = _write_networks(config) | {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
-        "num_hidden_layers": len(blocks),
         "num_attention_heads": mixer.n_heads,
         "num_key_value_heads": mixer.n_heads,
         "kv_lora_rank": mixer.kv_rank,
@@ -184,6 +180,31 @@ def write(config: DecoderOnlyConfig, model_type: str) -> dict[str, Any]:
         "qk_rope_head_dim": mixer.d_rotary,
         "v_head_dim": mixer.d_value,
         "attention_dropout": mixer.dropout,
+        "rms_norm_eps": norm_of(config).epsilon,
+        "tie_word_embeddings": config.tie_embeddings,
+        "max_position_embeddings": position.max_seq_len or 4096,
+        "rope_parameters": _write_positions(position, mixer),
+    }
+    if model_type == "deepseek_v2":
+        return found | {"topk_method": "greedy" if mixture.router.n_groups == 1 else "group_limited_greedy"}
+    interleaved = position.layout == "interleaved"
+    renormalize = getattr(mixture.router, "renormalize", True)
+    return found | {
+        "norm_topk_prob": renormalize,
+        "rope_interleave": interleaved,
+        "num_nextn_predict_layers": 0,
+    }
+
+
+def _write_networks(config: DecoderOnlyConfig) -> dict[str, Any]:
+    """The attributes of the plain networks and of the mixtures."""
+    first, mixture = first_mixture(config)
+    blocks: Any = config.stack.blocks
+    router, width = mixture.router, mixture.experts.d_ff  # type: ignore[attr-defined]
+    shared = getattr(mixture.shared, "d_ff", 0)
+    require(shared % width == 0, "its shared network is not as wide as some experts together")
+    found = {
+        "num_hidden_layers": len(blocks),
         "intermediate_size": blocks[0].feed_forward.d_ff if first else width,
         "moe_intermediate_size": width,
         "first_k_dense_replace": first,
@@ -193,23 +214,11 @@ def write(config: DecoderOnlyConfig, model_type: str) -> dict[str, Any]:
         "n_group": router.n_groups,
         "topk_group": router.top_groups,
         "routed_scaling_factor": router.scale,
-        "rms_norm_eps": norm_of(config).epsilon,
-        "tie_word_embeddings": config.tie_embeddings,
-        "max_position_embeddings": position.max_seq_len or 4096,
-        "rope_parameters": _write_positions(position, mixer),
         "hidden_act": "silu",
     }
     for loss in mixture.losses:
         found |= {"aux_loss_alpha": loss.weight, "seq_aux": isinstance(loss, SequenceBalanceLossConfig)}
-    if model_type == "deepseek_v2":
-        return found | {"topk_method": "greedy" if router.n_groups == 1 else "group_limited_greedy"}
-    interleaved = position.layout == "interleaved"
-    renormalize = getattr(router, "renormalize", True)
-    return found | {
-        "norm_topk_prob": renormalize,
-        "rope_interleave": interleaved,
-        "num_nextn_predict_layers": 0,
-    }
+    return found
 
 
 def _write_positions(position: RotaryPositionConfig, mixer: MultiHeadLatentAttentionConfig) -> dict[str, Any]:
