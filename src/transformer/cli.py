@@ -48,15 +48,21 @@ def train(
 
 
 @app.command
-def inspect(*overrides: Overrides, config: Configs) -> int:
-    """Show what a configuration comes to, without running it.
+def inspect(*given: Overrides, config: Configs | None = None) -> int:
+    """Show what a configuration comes to without running it, or what distinguishes two models.
 
-    The settings and where each was written, the tree of parts with their parameters, operations per token, and
-    the memory that training would take.
+    With --config: the settings and where each was written, the tree of parts with their parameters, operations per
+    token, and the memory that training would take. With two of a family's name, a configuration file, a run folder and
+    a published model: what the second has that the first has not, part by part, and what each costs, as in
+    `transformer inspect gpt llama`.
     """
-    from .commands import inspect as work
+    from . import commands as work
 
-    return work(config, overrides)
+    if config:
+        return work.inspect(config, given)
+    if len(given) != 2 or any(name.startswith("-") for name in given):
+        raise ValueError("inspect needs --config FILE, or two models to compare, such as gpt llama")
+    return work.inspect_difference(*given)
 
 
 @app.command

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 from torch import nn
 
 from . import run as runs
-from .analysis.cost import count_active_parameters, count_flops, count_parameters, estimate_memory
+from .analysis.cost import Shape, count_active_parameters, count_flops, count_parameters, estimate_memory
 from .analysis.describe import parts_tree, settings_table
+from .analysis.difference import sizes_of, told
 from .base.transformer import EncoderDecoder
 from .data import DataConfig
 from .evaluation import TASKS, Report, report_file, report_task
 from .generation import translate as translate_sentences
 from .interop import load, load_tokenizer_of, tokenizer_file_of
-from .models import DecoderOnly, DecoderOnlyConfig
+from .models import FAMILIES, DecoderOnly, DecoderOnlyConfig, ModelConfig, build
 from .run import Parts, RunConfig
 from .training.progress import Mode
 from .utils.codec import decode, suggest
@@ -41,6 +44,56 @@ def inspect(files: Sequence[Path], overrides: Sequence[str]) -> int:
     for line in _costs(config, parts):
         screen.print(Text(line))
     return 0
+
+
+def inspect_difference(first: str, second: str) -> int:
+    """Show how the second architecture differs from the first; a family is taken at the other's sizes."""
+    of_first = None if first in FAMILIES else _architecture(first)
+    of_second = None if second in FAMILIES else _architecture(second)
+    before = of_first or _family(first, {} if of_second is None else sizes_of(of_second))
+    after = of_second or _family(second, sizes_of(before))
+    shape = _comparable_shape(before, after)
+    counts = [_count_weights(config) for config in (before, after)]
+    flops = [count_flops(config, shape).forward_per_token for config in (before, after)]
+    out = console()
+    out.out(f"from {first} to {second}", highlight=False)
+    out.out(told(before, after), highlight=False)
+    out.out(f"parameters: {counts[0]:,} → {counts[1]:,}", highlight=False)
+    out.out(
+        f"FLOPs per token, {shape.length} at once: {flops[0]:,.0f} → {flops[1]:,.0f} forward", highlight=False
+    )
+    return 0
+
+
+def _architecture(name: str) -> ModelConfig:
+    """The architecture that a configuration file, a run folder or a published model has."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        config, layers = runs.read_run([path])
+        return runs.build_parts(config, layers.origin).model.config
+    if path.exists():
+        return load(path).config
+    known = [*FAMILIES, *(str(entry) for entry in path.parent.glob("*"))]
+    near = suggest(name, known) or f"; families are {', '.join(FAMILIES)}"
+    raise ValueError(f"{name!r} is no family, configuration file, run folder or published model{near}")
+
+
+def _family(name: str, sizes: Mapping[str, int]) -> ModelConfig:
+    """A family of these sizes, as far as it has them, and of its own otherwise."""
+    own = signature(FAMILIES[name]).parameters
+    return FAMILIES[name](**{key: size for key, size in sizes.items() if key in own})
+
+
+def _comparable_shape(*configs: ModelConfig) -> Shape:
+    """One sequence that each of the models can read: of 128 tokens, or of as many as fit."""
+    longest = [sizes_of(config).get("max_seq_len", 128) for config in configs]
+    length = min(128, *longest)
+    return Shape(1, length, length)
+
+
+def _count_weights(config: ModelConfig) -> int:
+    with torch.device("meta"):
+        return count_parameters(build(config))
 
 
 def _costs(config: RunConfig, parts: Parts) -> list[str]:
