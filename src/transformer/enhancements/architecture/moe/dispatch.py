@@ -63,7 +63,7 @@ def grouped_dispatch(experts: Experts, x: Float[Tensor, "b t d"], slots: Slots) 
     counts = torch.zeros(nobody + 1, dtype=torch.long, device=x.device)
     counts = counts.scatter_add(0, group, torch.ones_like(group))[:nobody]
     flat, tokens = rearrange(x, "b t d -> (b t) d"), slots.tokens[order]
-    made = experts(flat[tokens], partial(_grouped, counts=counts, group=group))
+    made = experts(flat.index_select(0, tokens), partial(_grouped, counts=counts, group=group))
     made = made * slots.gates[order, None].to(made.dtype)
     return torch.zeros_like(flat).index_add(0, tokens, made.to(flat.dtype)).view_as(x)
 

@@ -34,11 +34,12 @@ def grouped_product(
         y = torch._grouped_mm(x, weight.transpose(1, 2), offs=counts.cumsum(0, dtype=torch.int32))
         beyond = torch.arange(len(x), device=x.device) >= counts.sum()
         return y.masked_fill_(beyond[:, None], 0)
-    y = x.new_zeros(len(x), weight.shape[1])
+    y = x.new_empty(len(x), weight.shape[1])
     begin = 0
     for matrix, count in zip(weight.unbind(), counts.tolist(), strict=True):
         rows = slice(begin, begin := begin + count)
         torch.mm(x[rows], matrix.T, out=y[rows])
+    y[begin:].zero_()
     return y
 
 
@@ -51,12 +52,11 @@ def grouped_outer(
     """Σ over each expert's rows of dy xᵀ: the gradient of its matrix."""
     if _fused(dy, x):
         return torch._grouped_mm(dy.T, x, offs=counts.cumsum(0, dtype=torch.int32))
-    matrices = x.new_zeros(len(counts), dy.shape[1], x.shape[1])
+    matrices = x.new_empty(len(counts), dy.shape[1], x.shape[1])
     begin = 0
     for matrix, count in zip(matrices.unbind(), counts.tolist(), strict=True):
         rows = slice(begin, begin := begin + count)
-        if count:
-            torch.mm(dy[rows].T, x[rows], out=matrix)
+        torch.mm(dy[rows].T, x[rows], out=matrix)  # zeros, where there is no row
     return matrices
 
 
