@@ -31,6 +31,7 @@ from transformer.enhancements import (
 from transformer.enhancements.architecture.moe.capacity import within_capacity
 from transformer.enhancements.architecture.moe.dispatch import Slots
 from transformer.enhancements.architecture.moe.expert_choice import ExpertChoiceConfig
+from transformer.enhancements.architecture.moe.grouped_product import grouped_product
 from transformer.enhancements.architecture.moe.losses import (
     BalanceLossConfig,
     RouterZLossConfig,
@@ -296,6 +297,20 @@ def test_the_two_ways_agree_and_each_expert_is_the_network(name: str) -> None:
         for path, parameter in single.named_parameters():
             parameter.copy_(module.experts.get_parameter(path).unflatten(0, (3, -1))[number])
     torch.testing.assert_close(module(x, call(real))[0, 0], single(x, call(real))[0, 0], rtol=0, atol=1e-13)
+
+
+def test_the_grouped_product_is_the_products_of_its_groups() -> None:
+    """Value, first and second derivatives; groups may be empty, and rows may belong to none."""
+    counts = torch.tensor([3, 0, 4, 1])
+    x, w = torch.randn(10, 5).double().requires_grad_(), torch.randn(4, 6, 5).double().requires_grad_()
+    y = grouped_product(x, w, counts)
+    rows = x.split([*counts.tolist(), 2])
+    expected = torch.cat(
+        [*(part @ one.T for part, one in zip(rows, w, strict=False)), torch.zeros(2, 6).double()]
+    )
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-14)
+    assert torch.autograd.gradcheck(lambda x, w: grouped_product(x, w, counts), (x, w))
+    assert torch.autograd.gradgradcheck(lambda x, w: grouped_product(x, w, counts), (x, w))
 
 
 def test_an_expert_that_nobody_chose_has_no_gradient() -> None:

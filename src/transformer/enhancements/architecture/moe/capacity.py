@@ -7,7 +7,8 @@ later token never takes an earlier one's place. (A token's k choices are k diffe
 matter.) What is dropped contributes nothing at all: no output, no gradient, and the other gates of the token stay as
 they were. A token that every expert drops passes by on the residual connection alone.
 
-Unlike in the papers, the group is one row and not a batch, so that no row depends on those beside it; GShard lets all
+Unlike in the papers, the group is one row (of packed documents too) and not a batch, so that no row depends on those
+beside it; GShard lets all
 first choices go before all second ones, which in a causal model would tell a token of later ones. Tokens are dropped in
 training only: in evaluation experts take all, where Switch raises the factor to 2. C grows with the row, so in training
 a shorter row may drop a token that a longer one keeps.

@@ -82,7 +82,15 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]
     return by_x, by_weight, None
 
 
+def _outer_backward(ctx: Any, dw: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    dy, x, counts = ctx.saved_tensors
+    by_dy = grouped_product(x, dw, counts) if ctx.needs_input_grad[0] else None
+    by_x = grouped_product(dy, dw.transpose(1, 2), counts) if ctx.needs_input_grad[1] else None
+    return by_dy, by_x, None
+
+
 grouped_product.register_autograd(_backward, setup_context=_remember)
+grouped_outer.register_autograd(_outer_backward, setup_context=_remember)
 
 
 def _fused(*operands: Tensor) -> bool:
