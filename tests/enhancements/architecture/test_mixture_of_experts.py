@@ -341,6 +341,16 @@ def test_no_token_depends_on_those_beside_it() -> None:
     torch.testing.assert_close(single, whole[:, ::9], rtol=0, atol=1e-13)
 
 
+@torch.no_grad()
+def test_experts_may_stand_in_any_order() -> None:
+    module = build(MixtureOfExpertsConfig(N, GATED, ROUTERS["mixtral"][0]))
+    x, context = tokens(), call(lengths_to_real())
+    y, order = module(x, context), torch.tensor([3, 0, 5, 1, 4, 2])
+    for parameter in module.parameters():
+        parameter.copy_(parameter.unflatten(0, (N, -1))[order].flatten(0, 1))
+    torch.testing.assert_close(module(x, context), y, rtol=0, atol=1e-13)
+
+
 def test_routers_decide_in_full_precision() -> None:
     """Under autocast to bfloat16 the decisions are those of float32, and the experts multiply in bfloat16."""
     module = build(MixtureOfExpertsConfig(N, GATED), torch.float32)

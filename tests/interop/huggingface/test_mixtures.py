@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,27 @@ def published(name: str, folder: Path, dtype: torch.dtype = torch.float32, **sav
     return model
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
+    """Each family's model in single precision and its folder, made once."""
+
+    @cache
+    def of(name: str) -> tuple[Any, Path]:
+        folder = tmp_path_factory.mktemp("published")
+        return published(name, folder), folder
+
+    return lambda name: (of(name)[0].zero_grad() or of(name)[0], of(name)[1])
+
+
+def changed(source: Path, folder: Path, changes: dict[str, Any], gone: tuple[str, ...] = ()) -> Path:
+    """A copy of a published model with other attributes."""
+    copy = shutil.copytree(source, folder / "changed")
+    data = json.loads((copy / "config.json").read_text())
+    data = {key: value for key, value in data.items() if key not in gone} | changes
+    (copy / "config.json").write_text(json.dumps(data))
+    return copy
+
+
 @contextmanager
 def doubled() -> Iterator[None]:
     """Also where code asks for single precision by a method, or makes a range in it."""
@@ -125,15 +148,13 @@ def doubled() -> Iterator[None]:
 
 
 @each_family
-def test_a_published_model_is_ours_and_ours_is_one(name: str, tmp_path: Path) -> None:
-    theirs = published(name, tmp_path / "theirs")
-    ours = load(tmp_path / "theirs")
+def test_a_published_model_is_ours_and_ours_is_one(name: str, kept: Any, tmp_path: Path) -> None:
+    theirs, folder = kept(name)
+    ours = load(folder)
     compare(theirs, ours, 1e-5)
-    round_trip(theirs, ours, tmp_path / "ours", experts_implementation="eager")
-    saved = json.loads((tmp_path / "ours" / "config.json").read_text())
-    assert saved["model_type"] == CONFIGS[name].model_type
-    names = {path: load_file(tmp_path / path / "model.safetensors").keys() for path in ("theirs", "ours")}
-    assert names["ours"] == names["theirs"]
+    round_trip(theirs, ours, tmp_path, experts_implementation="eager")
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == CONFIGS[name].model_type
+    assert load_file(tmp_path / "model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
 
 
 @each_family
@@ -196,13 +217,10 @@ OLDER: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("family", OLDER)
-def test_the_attributes_of_the_released_files_mean_the_same(family: str, tmp_path: Path) -> None:
+def test_the_attributes_of_the_released_files_mean_the_same(family: str, kept: Any, tmp_path: Path) -> None:
     name, changes, gone = OLDER[family]
-    theirs = published(name, tmp_path)
-    path = tmp_path / "config.json"
-    data = {key: value for key, value in json.loads(path.read_text()).items() if key not in gone}
-    path.write_text(json.dumps(data | changes))
-    compare(theirs, load(tmp_path), 1e-5)
+    theirs, folder = kept(name)
+    compare(theirs, load(changed(folder, tmp_path, changes, gone)), 1e-5)
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -229,21 +247,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_would_be_another_model_is_refused(name: str, tmp_path: Path) -> None:
+def test_what_would_be_another_model_is_refused(name: str, kept: Any, tmp_path: Path) -> None:
     family, changes, message = REFUSED[name]
-    published(family, tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    folder = changed(kept(family)[1], tmp_path, changes)
     with pytest.raises(ValueError, match=message) as caught:
-        load(tmp_path)
+        load(folder)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_expert_is_named(tmp_path: Path) -> None:
-    published("olmoe", tmp_path)
-    weights = tmp_path / "model.safetensors"
+def test_a_missing_expert_is_named(kept: Any, tmp_path: Path) -> None:
+    weights = changed(kept("olmoe")[1], tmp_path, {}) / "model.safetensors"
     tensors = load_file(weights)
     del tensors["model.layers.1.mlp.experts.4.up_proj.weight"]
     save_file(tensors, weights)
     with pytest.raises(ValueError, match="has no tensor 'model.layers.1.mlp.experts.4.up_proj.weight'"):
-        load(tmp_path)
+        load(weights.parent)
