@@ -1,4 +1,4 @@
-"""The pages of docs/enhancements: their examples run, their files exist, and nothing is left out of the index."""
+"""The pages of docs/enhancements and docs/models: examples run, files exist, nothing is left out of the index."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ INDEX = PAGES_FOLDER / "README.md"
 PAGES = sorted(page for page in PAGES_FOLDER.glob("*.md") if page != INDEX)
 AREAS = sorted(path.name for path in (PACKAGE / "enhancements").iterdir() if (path / "__init__.py").exists())
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-each_page = pytest.mark.parametrize("page", [*PAGES, INDEX], ids=lambda page: page.stem)
+MODELS = sorted((ROOT / "docs" / "models").glob("*.md"))
+each_page = pytest.mark.parametrize(
+    "page", [*PAGES, INDEX, *MODELS], ids=lambda page: f"{page.parent.name}/{page.stem}"
+)
 
 
 # ---------------------------------------------------------------- examples
@@ -56,7 +59,7 @@ def run(text: str, name: str) -> tuple[int, str]:
 def test_examples_run_and_print_what_the_page_says(page: Path) -> None:
     attempted, report = run(page.read_text(encoding="utf-8"), page.name)
     assert not report, report
-    assert page == INDEX or attempted >= 2, f"{page.name} has no example"
+    assert page not in PAGES or attempted >= 2, f"{page.name} has no example"
 
 
 @each_page
