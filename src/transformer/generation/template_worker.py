@@ -37,8 +37,16 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     def complain(message: str) -> NoReturn:
         raise TemplateError(message)
 
-    def as_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    def as_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
 
     class Strict(ImmutableSandboxedEnvironment):
         """Refuses what it should not be asked for, rather than to act as if it were not there."""
