@@ -16,7 +16,7 @@ from transformer.base.attention import CrossAttentionConfig, MultiHeadAttentionC
 from transformer.base.embedding import EmbeddingConfig
 from transformer.base.feed_forward import ReluFeedForwardConfig
 from transformer.base.normalization import LayerNormConfig
-from transformer.base.position import NoPositionConfig, SinusoidalPositionConfig
+from transformer.base.position import LearnedPositionConfig, NoPositionConfig, SinusoidalPositionConfig
 from transformer.base.sockets import (
     Config,
     Execution,
@@ -73,6 +73,7 @@ from transformer.enhancements.normalization.sandwich_norm import SandwichNormCon
 from transformer.enhancements.normalization.scale_norm import ScaleNormConfig
 from transformer.enhancements.normalization.unit_offset_rms_norm import UnitOffsetRMSNormConfig
 from transformer.enhancements.position.alibi import ALiBiConfig
+from transformer.enhancements.position.combined import CombinedPositionConfig
 from transformer.enhancements.position.longrope import LongRopeScalingConfig
 from transformer.enhancements.position.rope import RotaryPositionConfig
 from transformer.enhancements.position.rope_scaling import (
@@ -390,6 +391,9 @@ def models_with(part: Config) -> tuple[ModelConfig, ...]:
 
 def instance(part: type[Config]) -> Config:
     """A small instance; of what holds other parts, one with small parts."""
+    if part is CombinedPositionConfig:
+        bias = T5BiasConfig(HEADS, "bidirectional", n_buckets=8, max_distance=9)
+        return CombinedPositionConfig((LearnedPositionConfig(SMALL["max_seq_len"]), bias))
     if part is LayerDropConfig:
         return LayerDropConfig(decoder_block(), rate=0.0)
     if part is MixtureOfDepthsConfig:

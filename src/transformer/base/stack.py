@@ -186,9 +186,9 @@ class Stack(nn.Module):
         self.norm = norm
 
     def forward(
-        self, x: Float[Tensor, "b t d"], context: Context, state: StackState | None = None
+        self, x: Float[Tensor, "b t _"], context: Context, state: StackState | None = None
     ) -> Float[Tensor, "b t d"]:
-        """Turn embeddings into the hidden states of the last block."""
+        """Turn embeddings, as wide as `embed` takes them, into the hidden states of the last block."""
         context = replace(context, position=self.position)
         x = self.embed(x, context.layout)
         states = [None] * len(self.blocks) if state is None else state.blocks

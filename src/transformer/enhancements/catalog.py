@@ -63,6 +63,7 @@ from .normalization.sandwich_norm import SandwichNormConfig
 from .normalization.scale_norm import ScaleNormConfig
 from .normalization.unit_offset_rms_norm import UnitOffsetRMSNormConfig
 from .position.alibi import ALiBiConfig
+from .position.combined import CombinedPositionConfig
 from .position.longrope import LongRopeScalingConfig
 from .position.rope import RotaryPositionConfig
 from .position.rope_scaling import (
@@ -134,6 +135,7 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             XPositionConfig,
             ALiBiConfig,
             T5BiasConfig,
+            CombinedPositionConfig,
             # scaling of rotary positions
             NoRopeScalingConfig,
             LinearRopeScalingConfig,

@@ -13,8 +13,10 @@ from ..enhancements.attention.naive import naive_attention
 from ..enhancements.catalog import CATALOG
 from .bert import BERT, bert
 from .decoder import DecoderOnly, DecoderOnlyConfig
+from .detection_head import DetectionHeadConfig
 from .encoder_decoder import Transformer
 from .encoder_only import EncoderOnly, EncoderOnlyConfig
+from .factorized import NarrowEmbeddingConfig, ProjectedInputStackConfig
 from .gpt import GPT, gpt
 from .head import HeadConfig
 from .heads import SequenceClassifier, SequenceClassifierConfig, classifier
@@ -55,6 +57,9 @@ KINDS: Mapping[str, type[Config]] = MappingProxyType(
         HeadConfig.kind: HeadConfig,
         MaskedHeadConfig.kind: MaskedHeadConfig,
         NoHeadConfig.kind: NoHeadConfig,
+        DetectionHeadConfig.kind: DetectionHeadConfig,
+        NarrowEmbeddingConfig.kind: NarrowEmbeddingConfig,
+        ProjectedInputStackConfig.kind: ProjectedInputStackConfig,
         PoolerConfig.kind: PoolerConfig,
         NoPoolerConfig.kind: NoPoolerConfig,
     }
@@ -82,6 +87,7 @@ __all__ = [
     "T5",
     "DecoderOnly",
     "DecoderOnlyConfig",
+    "DetectionHeadConfig",
     "EncoderDecoder",
     "EncoderDecoderConfig",
     "EncoderOnly",
@@ -92,9 +98,11 @@ __all__ = [
     "MaskedHeadConfig",
     "Model",
     "ModelConfig",
+    "NarrowEmbeddingConfig",
     "NoHeadConfig",
     "NoPoolerConfig",
     "PoolerConfig",
+    "ProjectedInputStackConfig",
     "SequenceClassifier",
     "SequenceClassifierConfig",
     "Transformer",

@@ -15,6 +15,7 @@ from ..base.stack import Stack, StackConfig, check_length
 from ..base.transformer import XavierConfig
 from ..enhancements.architecture.bert_input import SegmentedEmbedding, SegmentedEmbeddingConfig
 from ..enhancements.attention.naive import naive_attention
+from .detection_head import DetectionHeadConfig
 from .masked_head import MaskedHeadConfig, NoHeadConfig
 from .pooler import NoPoolerConfig, PoolerConfig
 
@@ -30,12 +31,14 @@ class EncoderOnlyConfig(Config):
     embedding: EmbeddingConfig = SegmentedEmbeddingConfig()
     tie_embeddings: bool = True
     initialization: InitializationConfig = XavierConfig()
-    lm_head: MaskedHeadConfig | NoHeadConfig = MaskedHeadConfig()
+    lm_head: MaskedHeadConfig | NoHeadConfig | DetectionHeadConfig = MaskedHeadConfig()
     pooler: PoolerConfig | NoPoolerConfig = NoPoolerConfig()
 
     def __post_init__(self) -> None:
-        if self.tie_embeddings and isinstance(self.lm_head, NoHeadConfig):
-            raise ValueError("a model with no_head has no matrix to tie; set tie_embeddings to false")
+        if self.tie_embeddings and not isinstance(self.lm_head, MaskedHeadConfig):
+            raise ValueError(
+                f"a model with {self.lm_head.kind} has no matrix to tie; set tie_embeddings to false"
+            )
 
 
 class EncoderOnly(nn.Module):

@@ -12,8 +12,16 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BertConfig, DistilBertConfig, RobertaConfig, XLMRobertaConfig
+from transformers import (
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    MPNetConfig,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
 
+from tests.interop.huggingface.measured import record, record_saved
 from tests.interop.huggingface.published import LENGTH, VOCAB, all_double, ragged, shaken
 from transformer import load
 from transformer.interop import to_huggingface
@@ -47,6 +55,20 @@ FAMILY: dict[str, tuple[Any, dict[str, Any]]] = {
             "pad_token_id": 0,
         },
     ),
+    "Electra": (
+        ElectraConfig,
+        {
+            **SIZES,
+            "hidden_size": 36,
+            "embedding_size": 20,
+            "num_attention_heads": 3,
+            "max_position_embeddings": 90,
+        },
+    ),
+    "MPNet": (
+        MPNetConfig,
+        {**SIZES, "hidden_size": 48, "num_attention_heads": 3, "max_position_embeddings": 92},
+    ),
     "DistilBert": (
         DistilBertConfig,
         {
@@ -68,6 +90,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta": ("Roberta", {}),
     "roberta, tanh": ("Roberta", {"hidden_act": "gelu_new", "num_attention_heads": 12}),
     "xlm-roberta, untied": ("XLMRoberta", {"tie_word_embeddings": False}),
+    "electra": ("Electra", {}),
+    "electra, wide, tanh": (
+        "Electra",
+        {"embedding_size": 48, "hidden_size": 48, "num_attention_heads": 12, "hidden_act": "gelu_new"},
+    ),
+    "mpnet": ("MPNet", {}),
+    "mpnet, untied": ("MPNet", {"tie_word_embeddings": False, "num_attention_heads": 12}),
     "distilbert": ("DistilBert", {}),
     "distilbert, untied": (
         "DistilBert",
@@ -102,13 +131,18 @@ def has_segments(theirs: Any) -> bool:
     return hasattr(theirs.config, "type_vocab_size")
 
 
+def task_of(family: str) -> str:
+    """What the published model of a family was trained to do."""
+    return "ForPreTraining" if family == "Electra" else "ForMaskedLM"
+
+
 def given(theirs: Any) -> dict[str, Tensor]:
     """Those inputs under their names, with positions that skip padding where the family does not do so itself."""
     tokens, segments, mask = inputs(theirs)
     found = {"input_ids": tokens, "attention_mask": mask}
     if has_segments(theirs):
         found["token_type_ids"] = segments
-    if "roberta" not in theirs.config.model_type:
+    if "roberta" not in theirs.config.model_type and theirs.config.model_type != "mpnet":
         found["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     return found
 
@@ -126,27 +160,37 @@ def close(first: Tensor, second: Tensor, tolerance: float) -> float:
     return difference
 
 
+def logits_of(theirs: Any) -> Tensor:
+    """The logits of a published model, as numbers for each token."""
+    logits = theirs(**given(theirs)).logits
+    return logits[..., None] if logits.dim() == 2 else logits
+
+
 def compare(theirs: Any, ours: EncoderOnly, tolerance: float) -> tuple[float, float]:
     """Compare the logits of real tokens, and the gradient by the embedding, which all layers pass back to."""
     real = inputs(theirs)[2].bool()
-    expected, got = theirs(**given(theirs)).logits, ours(*ours_of(ours, theirs))
+    expected, got = logits_of(theirs), ours(*ours_of(ours, theirs))
     generator = torch.Generator().manual_seed(2)
     slope = torch.randn(expected.shape, generator=generator).to(expected.dtype) * real[..., None] / LENGTH
     (expected * slope).sum().backward()
     (got * slope).sum().backward()
     gradients = theirs.get_input_embeddings().weight.grad, ours.embedding.weight.grad
+    record(theirs, "logit", expected[real], got[real])
+    record(theirs, "gradient", *gradients)
     return close(expected[real], got[real], tolerance), close(gradients[0], gradients[1], tolerance)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_published_model_is_ours_and_ours_is_one(name: str, tmp_path: Path) -> None:
     family, options = CASES[name]
-    theirs = published(family, "ForMaskedLM", tmp_path / "theirs", torch.float32, **options)
+    theirs = published(family, task_of(family), tmp_path / "theirs", torch.float32, **options)
     ours = load(tmp_path / "theirs")
     assert isinstance(ours, EncoderOnly) and isinstance(ours.config.pooler, NoPoolerConfig)
     compare(theirs, ours, 1e-5)
     for layer in range(2):  # softmax forgets what all keys have in common, so no logit would miss this one
-        names = [n for n, _ in theirs.named_parameters() if n.endswith(("key.bias", "k_lin.bias"))]
+        names = [
+            n for n, _ in theirs.named_parameters() if n.endswith(("key.bias", "k_lin.bias", "attn.k.bias"))
+        ]
         biases = theirs.get_parameter(names[layer]), ours.stack.blocks[layer].mixer.branch.k_proj.bias
         assert torch.equal(*biases) and biases[0].any()
     to_huggingface(ours, tmp_path / "ours", model_type=theirs.config.model_type)
@@ -156,19 +200,20 @@ def test_a_published_model_is_ours_and_ours_is_one(name: str, tmp_path: Path) ->
     assert not any(report.values()), report
     real = inputs(theirs)[2].bool()
     with torch.no_grad():
-        close(again.eval()(**given(again)).logits[real], ours(*ours_of(ours, again))[real], 1e-6)
+        close(logits_of(again.eval())[real], ours(*ours_of(ours, again))[real], 1e-6)
     assert load(tmp_path / "ours").config == ours.config
+    record_saved(theirs)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_in_double_precision_the_two_are_one_function(name: str, tmp_path: Path) -> None:
     family, options = CASES[name]
     with all_double():
-        theirs = published(family, "ForMaskedLM", tmp_path, torch.float64, **options)
+        theirs = published(family, task_of(family), tmp_path, torch.float64, **options)
         compare(theirs, load(tmp_path, dtype=torch.float64), 1e-11)
 
 
-@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "MPNet"])
 def test_an_encoder_without_a_map_to_logits(family: str, tmp_path: Path) -> None:
     theirs = published(family, "Model", tmp_path / "theirs", torch.float64)
     ours = load(tmp_path / "theirs", dtype=torch.float64)
@@ -241,6 +286,47 @@ def test_a_classifier_of_others_is_refused(tmp_path: Path) -> None:
     published("Bert", "ForSequenceClassification", tmp_path, torch.float32)
     with pytest.raises(
         ValueError, match=r"has the tensor 'classifier.bias', which its config.json has no use for$"
+    ):
+        load(tmp_path)
+
+
+def test_an_electra_without_its_head_and_a_generator(tmp_path: Path) -> None:
+    theirs = published("Electra", "Model", tmp_path / "theirs", torch.float64)
+    ours = load(tmp_path / "theirs", dtype=torch.float64)
+    hidden, real = ours.encode(*ours_of(ours, theirs)), inputs(theirs)[2].bool()
+    close(theirs(**given(theirs)).last_hidden_state[real], hidden[real], 1e-5)
+    to_huggingface(ours, tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == ["ElectraModel"]
+    assert load(tmp_path / "ours").config == ours.config
+    published("Electra", "ForMaskedLM", tmp_path / "generator", torch.float32)
+    with pytest.raises(ValueError, match=r"has the tensor 'generator_.*', which its config.json has no use"):
+        load(tmp_path / "generator")
+
+
+@pytest.mark.parametrize(
+    ("family", "model_type", "message"),
+    [
+        ("Bert", "roberta", r"has no tensor 'roberta.embeddings.LayerNorm.bias'$"),
+        ("Roberta", "bert", r"has no tensor 'bert.embeddings.LayerNorm.bias'$"),
+        ("MPNet", "roberta", r"has the attribute 'relative_attention_num_buckets', which is not known"),
+        ("Bert", "electra", r"has no tensor 'electra.embeddings.LayerNorm.bias'$"),
+    ],
+)
+def test_a_file_of_another_family_than_it_says_is_refused(
+    family: str, model_type: str, message: str, tmp_path: Path
+) -> None:
+    published(family, "ForMaskedLM", tmp_path, torch.float32)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": model_type}))
+    with pytest.raises(ValueError, match=message) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_mpnet_with_other_buckets_is_refused(tmp_path: Path) -> None:
+    published("MPNet", "ForMaskedLM", tmp_path, torch.float32, relative_attention_num_buckets=16)
+    with pytest.raises(
+        ValueError, match=r"has relative_attention_num_buckets 16, and only 32 can be loaded$"
     ):
         load(tmp_path)
 

@@ -172,7 +172,7 @@ def rules(config: EncoderOnlyConfig, model: str = "bert") -> Sequence[Rule]:
 def _positions(theirs: str, config: EncoderOnlyConfig, model: str) -> Rule:
     """The table of positions, which in RoBERTa has rows before the first that a token can have."""
     ours = "stack.position.table.weight"
-    if model == "bert":
+    if model != "roberta":
         return same(theirs, ours)
     assert isinstance(config.stack.position, LearnedPositionConfig)
     length = config.stack.position.max_seq_len
