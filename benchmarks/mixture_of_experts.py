@@ -114,8 +114,9 @@ def page(rounds: int) -> str:
         "The loop is `loop_dispatch`, the definition. What it loses to the grouped way is mostly one thing: each "
         "expert takes its matrices out of those of all, and in the backward pass autograd makes a gradient as large "
         "as all of them for every expert, and adds these up. A loop that splits the matrices once does not, as the "
-        "next column shows. The last column is one network of an expert's size that every token passes twice: as "
-        "many operations as the mixture has, without a router, sorting, or small products.",
+        "next column shows. The more tokens an expert has, the less that weighs. The last column is one network of an "
+        "expert's size that every token passes twice: as many operations as the mixture has, without a router, "
+        "sorting, or small products.",
     ]
     return "\n\n".join(parts) + "\n"
 
