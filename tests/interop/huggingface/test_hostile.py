@@ -135,10 +135,10 @@ def test_sizes_that_the_weights_do_not_bear_out_cost_nothing(
 ) -> None:
     folder = shutil.copytree(small_ones[family], tmp_path / "model")
     attributes(folder, **changes)
-    start = time.monotonic()
+    start = time.process_time()
     peak, _ = peak_during(lambda: refused(folder, message)) if can_measure() else (0, None)
     refused(folder, message)
-    assert peak < 64 * 2**20 and time.monotonic() - start < 5
+    assert peak < 64 * 2**20 and time.process_time() - start < 5
 
 
 def test_any_value_in_any_attribute_is_refused_or_loaded(small_ones: dict[str, Path], tmp_path: Path) -> None:
@@ -235,9 +235,9 @@ MANY = json.dumps({f"t{number}": entry(0) for number in range(60_000)}).encode()
 )  # fmt: skip
 def test_headers_that_are_wrong(folder: Path, header: Any, data: bytes) -> None:
     with_header(folder, header, data)
-    start = time.monotonic()
+    start = time.process_time()
     refused(folder, r".")
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_bytes_at_random_are_refused_or_loaded_never_worse(folder: Path) -> None:
