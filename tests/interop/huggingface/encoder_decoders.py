@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM
 
+from tests.interop.huggingface.measured import record, record_saved
 from tests.interop.huggingface.published import VOCAB, shaken
 from transformer import load
 from transformer.generation import beam_search
@@ -71,7 +72,7 @@ def compare(theirs: Any, ours: Any, tolerance: float, sides: str = "both") -> No
     got = ours(source, target, source_mask)
     real = target_mask.bool()
     scale = max(1.0, expected[real].abs().max().item())
-    assert (got - expected)[real].abs().max().item() <= tolerance * scale
+    assert record(theirs, "logit", expected[real], got[real]) <= tolerance * scale
     slope = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)).to(expected.dtype)
     slope = slope * real[..., None] / TARGET
     (expected * slope).sum().backward()
@@ -84,7 +85,7 @@ def compare(theirs: Any, ours: Any, tolerance: float, sides: str = "both") -> No
         ):
             first = dict(theirs.named_parameters()).get(name)
             if first is not None:
-                worst = (first.grad - second).abs().max().item()
+                worst = record(theirs, "gradient", first.grad, second)
                 assert worst <= tolerance * max(1.0, first.grad.abs().max().item()), name
                 compared += 1
     assert compared >= 25
@@ -149,3 +150,4 @@ def round_trip(theirs: Any, ours: Any, folder: Path, model_type: str, sides: str
             again.eval()(**inputs).logits, theirs(**inputs).logits, rtol=1e-6, atol=1e-6
         )
     assert load(folder).config == ours.config
+    record_saved(theirs)

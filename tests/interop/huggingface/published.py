@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from tests.interop.huggingface.measured import record, record_saved
 from transformer import load
 from transformer.interop import to_huggingface
 
@@ -91,7 +92,7 @@ def compare(theirs: nn.Module, ours: nn.Module, tolerance: float, sides: str = "
     got = ours(tokens, mask)
     real = mask.bool()
     scale = max(1.0, expected[real].abs().max().item())
-    assert (got - expected)[real].abs().max().item() <= tolerance * scale
+    assert record(theirs, "logit", expected[real], got[real]) <= tolerance * scale
     slope = (
         torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)).to(expected.dtype)
         * real[..., None]
@@ -100,7 +101,7 @@ def compare(theirs: nn.Module, ours: nn.Module, tolerance: float, sides: str = "
     (expected * slope).sum().backward()
     (got * slope).sum().backward()
     first, second = theirs.get_input_embeddings().weight.grad, ours.embedding.weight.grad
-    assert (first - second).abs().max().item() <= tolerance * max(1.0, first.abs().max().item())
+    assert record(theirs, "gradient", first, second) <= tolerance * max(1.0, first.abs().max().item())
 
 
 def round_trip(theirs: Any, ours: Any, folder: Path, **loading: Any) -> None:
@@ -114,3 +115,4 @@ def round_trip(theirs: Any, ours: Any, folder: Path, **loading: Any) -> None:
     with torch.no_grad():
         torch.testing.assert_close(again.eval()(tokens).logits, theirs(tokens).logits, rtol=1e-6, atol=1e-6)
     assert load(folder).config == ours.config
+    record_saved(theirs)

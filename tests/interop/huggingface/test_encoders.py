@@ -387,6 +387,7 @@ def sentence_encoder() -> Path:
     return Path(found.submodule_search_locations[0]) / "model"
 
 
+@pytest.mark.weights
 def test_a_trained_sentence_encoder_gives_its_published_embeddings() -> None:
     folder = sentence_encoder()
     sentences = [
