@@ -14,7 +14,7 @@ from tests.generation.toys import FunctionDecoder, random_tree
 from transformer.enhancements.attention.linear import linear_attention
 from transformer.enhancements.attention.sliding_window import sliding_window
 from transformer.generation import DraftModel, PromptLookup, Sampling, speculate, stream
-from transformer.generation.speculative import Guess, Tally, _judge
+from transformer.generation.speculative import Guess, Tally, _chances, _judge, verdict
 from transformer.models import build, gpt
 
 VOCAB = 19
@@ -77,39 +77,28 @@ OPTIONS = [
 
 @pytest.mark.parametrize("sampling", OPTIONS, ids=str)
 def test_the_distribution_is_exactly_that_of_the_model(sampling: Sampling) -> None:
-    """Enumerated: all pairs of guesses, all outcomes of the dice; whatever q is, p comes out."""
+    """Enumerated: all pairs of guesses, and what becomes of each; whatever q is, p comes out."""
     target, draft = random_tree(4, 1), random_tree(4, 2)
     start = (3, 0)
 
-    def chances(tree: Any, seen: tuple[int, ...]) -> list[float]:
-        logits = torch.tensor([tree((), seen)], dtype=torch.float64)
-        mask = torch.zeros(1, 4, dtype=torch.bool)
-        mask[0, list(seen)] = True
-        penalized = sampling.penalized(logits, mask if sampling.repetition_penalty != 1 else None)
-        return sampling.distribution(penalized)[0].tolist()  # type: ignore[no-any-return]
+    def chances(tree: Any, seen: tuple[int, ...]) -> torch.Tensor:
+        return _chances(sampling, torch.tensor([tree((), seen)], dtype=torch.float64), seen)
 
-    found: Counter[tuple[int, int]] = Counter()
-    for x, y in itertools.product(range(4), repeat=2):
-        q1, q2 = chances(draft, start)[x], chances(draft, (*start, x))[y]
-        if not q1 * q2:
-            continue
-        p = [chances(target, start), chances(target, (*start, x))]
-        keep = [min(1.0, p[0][x] / q1), min(1.0, p[1][y] / q2)]
-        rest = [
-            [max(0.0, a - b) for a, b in zip(p[i], chances(draft, seen), strict=True)]
-            for i, seen in enumerate((start, (*start, x)))
-        ]
-        for z in range(4):  # the first guess refused, then any second token that the model itself would draw
-            if keep[0] < 1:
-                one = (1 - keep[0]) * rest[0][z] / sum(rest[0])
-                for w, chance in enumerate(chances(target, (*start, z))):
-                    found[z, w] += q1 * q2 * one * chance  # type: ignore[assignment]
-            if keep[1] < 1:
-                found[x, z] += q1 * q2 * keep[0] * (1 - keep[1]) * rest[1][z] / sum(rest[1])  # type: ignore[assignment]
-        found[x, y] += q1 * q2 * keep[0] * keep[1]  # type: ignore[assignment]
-    for x, y in itertools.product(range(4), repeat=2):
-        expected = chances(target, start)[x] * chances(target, (*start, x))[y]
-        assert found[x, y] == pytest.approx(expected, abs=1e-12)
+    found = torch.zeros(4, 4, dtype=torch.float64)
+    p1, q1 = chances(target, start), chances(draft, start)
+    for x in q1.nonzero()[:, 0].tolist():
+        p2, q2 = chances(target, (*start, x)), chances(draft, (*start, x))
+        for y in q2.nonzero()[:, 0].tolist():
+            drawn = q1[x] * q2[y]
+            (keep1, rest1), (keep2, rest2) = verdict(p1, q1, x), verdict(p2, q2, y)
+            found[x, y] += drawn * keep1 * keep2
+            if keep2 < 1:
+                found[x] += drawn * keep1 * (1 - keep2) * rest2 / rest2.sum()
+            if keep1 < 1:  # then the second token is drawn as the model would
+                for z in rest1.nonzero()[:, 0].tolist():
+                    found[z] += drawn * (1 - keep1) * rest1[z] / rest1.sum() * chances(target, (*start, z))
+    expected = torch.stack([p1[x] * chances(target, (*start, x)) for x in range(4)])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

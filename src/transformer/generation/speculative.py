@@ -244,15 +244,18 @@ def _judge(
     new: list[int] = []
     for i, (token, q) in enumerate(guesses):
         p = _chances(sampling, logits[i : i + 1], [*text, *new])
-        q = q.to(p.device)
         place = len(text) + i
-        if uniform(derive_seed(sampling.seed, "accept"), place, row) * q[token] < p[token]:
-            new.append(token)
-            continue
-        rest = (p - q).clamp(min=0)
-        return [*new, _pick(rest, sampling.seed, "sample", place, row)]
+        keep, rest = verdict(p, q.to(p.device), token)
+        if uniform(derive_seed(sampling.seed, "accept"), place, row) >= keep:
+            return [*new, _pick(rest, sampling.seed, "sample", place, row)]
+        new.append(token)
     p = _chances(sampling, logits[-1:], [*text, *new])
     return [*new, _pick(p, sampling.seed, "sample", len(text) + len(new), row)]
+
+
+def verdict(p: Distribution, q: Distribution, token: int) -> tuple[float, Distribution]:
+    """Return how probably a token that was drawn from q is kept, and what one is drawn from instead, up to a factor."""
+    return min(1.0, float(p[token] / q[token])), (p - q).clamp(min=0)
 
 
 def _chances(sampling: Sampling, logits: Float[Tensor, "1 v"], text: Sequence[int]) -> Distribution:
