@@ -98,7 +98,7 @@ def test_every_mixer_is_indifferent_to_how_its_state_is_kept(name: str) -> None:
         play(model, Storage(capacity, rollback), VOCAB, seed=len(name))
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2", "gpt_neo", "gemma2", "gemma3"])
+@pytest.mark.parametrize("name", ["mistral", "gpt_neo", "gemma3"])
 def test_published_windows_wrap_around_a_ring(name: str, tmp_path: Path) -> None:
     for _, model in pair(name, tmp_path):
         with torch.no_grad():

@@ -45,28 +45,29 @@ DRAFTERS = {
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
-@pytest.mark.parametrize("changes", [(), (sliding_window(3),)], ids=["full", "window"])
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
+@pytest.mark.parametrize(
+    ("changes", "penalty"), [((), 1.0), ((sliding_window(3),), 1.3)], ids=["full", "window and penalty"]
+)
 def test_greedy_text_is_that_of_the_model_alone(drafter: str, changes: Any, penalty: float) -> None:
     target = model(1, *changes)
     sampling = Sampling(0.0, repetition_penalty=penalty)
-    plain = text(stream(target, PROMPT, 40, sampling))
+    plain = text(stream(target, PROMPT, 25, sampling))
     guesser = DRAFTERS[drafter](target)
-    assert text(speculate(target, guesser, PROMPT, 40, sampling)) == plain
-    stop = plain[20]
+    assert text(speculate(target, guesser, PROMPT, 25, sampling)) == plain
+    stop = plain[12]
     end = plain.index(stop) + 1
-    assert text(speculate(target, guesser, PROMPT, 40, sampling, stop=[stop])) == plain[:end]
+    assert text(speculate(target, guesser, PROMPT, 25, sampling, stop=[stop])) == plain[:end]
     if drafter == "the model itself":
-        assert guesser.tally.rate == 1 and guesser.tally.calls < len(plain)
-    assert guesser.tally.calls <= 40 + end and 0 <= guesser.tally.rate <= 1
+        assert guesser.tally.rate == 1 and guesser.tally.calls < 25
+    assert guesser.tally.calls <= 25 + end and 0 <= guesser.tally.rate <= 1
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma3", "gpt_neo", "bloom"])
+@pytest.mark.parametrize("name", ["mistral", "gpt_neo"])
 def test_published_models_too(name: str, tmp_path: Any) -> None:
     for _, ours in pair(name, tmp_path):
-        plain = text(stream(ours, PROMPT, 30, Sampling(0.0)))
+        plain = text(stream(ours, PROMPT, 15, Sampling(0.0)))
         for guesser in (PromptLookup(), DraftModel(ours, 3)):
-            assert text(speculate(ours, guesser, PROMPT, 30, Sampling(0.0))) == plain
+            assert text(speculate(ours, guesser, PROMPT, 15, Sampling(0.0))) == plain
 
 
 OPTIONS = [
@@ -115,7 +116,7 @@ def test_what_is_drawn_follows_the_distribution(sampling: Sampling, guesses: str
     target, draft = random_tree(3, 5, 1.0), random_tree(3, 6, 1.0)
     big = FunctionDecoder(lambda seen: target((), seen))
     small = FunctionDecoder(lambda seen: draft((), seen))
-    prompt, n, draws = (0, 1, 0, 2, 0), 3, 400
+    prompt, n, draws = (0, 1, 0, 2, 0), 3, 250
     count: Counter[tuple[int, ...]] = Counter()
     for number in range(draws):
         seeded = Sampling(**{**vars(sampling), "seed": number})
