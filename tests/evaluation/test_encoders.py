@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from transformer.data import MaskedEvaluation, Masking, TextEvaluation
-from transformer.evaluation import evaluate_masked, score_predictions
+from transformer.data import ByteConfig, LabelledData, MaskedEvaluation, Masking, TextEvaluation
+from transformer.evaluation import evaluate_classes, evaluate_masked, report_classes, score_predictions
 from transformer.models import BERT
 
 MASKING = Masking(40, 4, (0, 1, 2, 3))
@@ -48,6 +51,36 @@ def test_loss_and_accuracy_by_hand() -> None:
     assert found.nll == pytest.approx(nll, rel=1e-5) and found.n_right == right
     assert found.accuracy == right / found.n_tokens
     assert found.perplexity == pytest.approx(math.exp(nll / found.n_tokens), rel=1e-4)
+
+
+class Odd(nn.Module):
+    """Says of a text whether its first token is odd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(tokens[:, 1] % 2, 2) * self.weight
+
+
+def test_predictions_come_in_the_order_of_the_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    texts = ["abcdef"[rng.integers(6)] + "x" * int(rng.integers(30)) for _ in range(50)]
+    lines = [f"{text}\t{int(rng.integers(2))}\n" for text in texts]
+    (tmp_path / "train.tsv").write_text("".join(lines))
+    data = LabelledData(str(tmp_path), validation=None, tokenizer=ByteConfig(), batch_size=8)
+    corpus = data.load()
+    examples = corpus.examples("train")
+    found = evaluate_classes(Odd(), corpus.evaluation("train"), 2)
+    expected = [examples.texts[i][0] % 2 for i in range(len(examples))]
+    assert found.predictions.tolist() == expected
+    assert found.accuracy == np.mean(np.array(expected) == examples.labels)
+    report = report_classes(Odd(), corpus, "train", samples=5)
+    for example in report.examples:
+        assert example.hypothesis == str((ord(example.source[0]) + 3) % 2)
+    places = [texts.index(example.source) for example in report.examples]
+    assert places == sorted(places), "examples are spread over the file"
 
 
 def test_macro_f1_by_hand() -> None:
