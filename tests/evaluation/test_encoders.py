@@ -29,6 +29,8 @@ def test_every_token_is_read_once_and_the_same_are_hidden_however_it_is_cut() ->
     assert sum(int((batch.labels >= 5).sum()) for batch in batches) == 999
     assert all((batch.labels[:, 0] == 1).all() and (batch.labels[:, -1] == 2).all() for batch in batches)
     assert batches[0].labels.shape[1] == 32
+    places = {tuple(row) for batch in batches[:-1] for row in batch.chosen.tolist()}
+    assert len(places) > 30, "each window hides others"
     torch.manual_seed(0)
     model = BERT(vocab_size=40, d_model=24, n_heads=2, n_layers=1, max_seq_len=32)
     one, other = (evaluate_masked(model, evaluation(size).batches()) for size in (7, 50))
