@@ -110,6 +110,21 @@ def test_fine_tuning(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "the model tells 0, 1 apart, and the data's classes are no, yes" in capsys.readouterr().err
 
 
+def test_windows_stand_between_bos_and_eos_and_fill_the_context(place: Path) -> None:
+    parts = build_parts(read_run(["bert.yaml"])[0])
+    tokenizer, stream = parts.corpus.tokenizer, parts.task.stream(parts.corpus, parts.objective, 0)
+    special = torch.tensor(tokenizer.special_ids)
+    masked = 0
+    for step in range(30):
+        batch = stream.batch(step)
+        assert batch.tokens.shape == (8, 24)
+        assert (batch.tokens[:, 0] == tokenizer.bos).all() and (batch.tokens[:, -1] == tokenizer.eos).all()
+        assert not torch.isin(batch.labels[batch.chosen], special).any()
+        assert (batch.chosen.sum(1) == round(0.15 * 22)).all()
+        masked += int((batch.tokens == tokenizer.special("⟨mask⟩")).sum())
+    assert 0.7 < masked / (30 * 8 * 3) < 0.9
+
+
 def test_the_encoder_is_taken_over_and_the_top_is_new(place: Path) -> None:
     config, _ = read_run(["classes.yaml"], ["--model.init_from", "bert"])
     plain, _ = read_run(
