@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.test_docs import run as run_examples
 from transformer.data import ByteTokenizer
 from transformer.evaluation import tasks
 from transformer.evaluation.scoring import Score
@@ -151,3 +152,9 @@ def test_a_text_file_is_predicted_token_by_token_in_windows(model: DecoderOnly, 
     assert figures["text/nll"] == pytest.approx(nll / count, abs=1e-9)
     assert figures["text/perplexity"] == pytest.approx(math.exp(nll / count))
     assert figures["text/bits_per_byte"] == pytest.approx(nll / count / math.log(2))
+
+
+def test_the_page_on_evaluation_prints_what_it_says() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
+    attempted, report = run_examples(page.read_text(encoding="utf-8"), page.name)
+    assert attempted >= 6 and not report, report

@@ -43,7 +43,7 @@ def record_saved(theirs: Any) -> None:
 def row(family: str) -> str:
     """A family's line of the table."""
     values = (FOUND[family].get(column) for column in COLUMNS)
-    cells = ["" if value is None else f"{value:.0e}" for value in values]
+    cells = ["" if value is None else f"{value:.0e}" if value else "0" for value in values]
     return f"| `{family}` | yes | {'yes' if family in SAVED else 'no'} | {' | '.join(cells)} |\n"
 
 
