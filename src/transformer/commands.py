@@ -72,7 +72,8 @@ def _architecture(name: str) -> ModelConfig:
         config, layers = runs.read_run([path])
         return runs.build_parts(config, layers.origin).model.config
     if path.exists():
-        return load(path).config
+        found: ModelConfig = load(path).config
+        return found
     known = [*FAMILIES, *(str(entry) for entry in path.parent.glob("*"))]
     near = suggest(name, known) or f"; families are {', '.join(FAMILIES)}"
     raise ValueError(f"{name!r} is no family, configuration file, run folder or published model{near}")

@@ -89,7 +89,7 @@ class Shards:
 def _finite(tensor: Tensor, name: str, path: Path) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
-    for piece in tensor.split(PIECE // 8):
+    for piece in torch.split(tensor, PIECE // 8):
         values = piece.float() if piece.element_size() == 1 else piece  # no isfinite for float8
         if not torch.isfinite(values).all():
             raise CheckpointError(f"{path}: the tensor {name[:200]!r} has values that are not finite")

@@ -42,7 +42,7 @@ def build_hollow(config: ModelConfig, dtype: torch.dtype, size: int) -> Model:
             return None
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(hollow)
+    hook = register_module_parameter_registration_hook(hollow)  # type: ignore[arg-type]
     try:
         # tables may be drawn, and overwritten afterwards: the caller's dice stay
         with torch.random.fork_rng(devices=[]), _EmptyIsHollow():
