@@ -104,6 +104,8 @@ def test_fine_tuning(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{results['validation/accuracy']:.4f}" in capsys.readouterr().out
     model = load("tuned")
     assert isinstance(model, SequenceClassifier) and model.config.classes == ("0", "1")
+    with pytest.raises(ValueError, match="no published family has this architecture"):
+        to_huggingface(model, place / "theirs")
     (place / "reviews" / "train.tsv").write_text("good\tyes\nbad\tno\n" * 9)
     (place / "reviews" / "dev.tsv").write_text("good\tyes\n")
     assert run(["evaluate", "tuned"]) == 2

@@ -16,7 +16,7 @@ from annotated_types import MinLen
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..base.sockets import AuxiliaryLosses, Config, Execution, Probability
+from ..base.sockets import AuxiliaryLosses, Config, Execution, InitializationConfig, Probability
 from ..base.wiring import Dropout
 from .encoder_only import EncoderOnly, EncoderOnlyConfig
 from .masked_head import NoHeadConfig
@@ -80,6 +80,10 @@ class SequenceClassifierConfig(Config):
     @property
     def tie_embeddings(self) -> bool:
         return self.encoder.tie_embeddings
+
+    @property
+    def initialization(self) -> InitializationConfig:
+        return self.encoder.initialization
 
     def build(self, execution: Execution) -> SequenceClassifier:
         encoder = EncoderOnly(self.encoder, execution)
