@@ -45,7 +45,7 @@ class ExecutionConfig:
 
     kernel: Literal["auto", "naive", "flash", "chunked", "sdpa", "flex", "triton"] = "auto"
     dispatch: Literal["auto", "loop", "grouped"] = "auto"
-    scan: Literal["auto", "sequential", "associative", "chunked", "convolution"] = "auto"
+    scan: Literal["auto", "sequential", "associative", "chunked", "convolution", "triton"] = "auto"
 
     def apply(self, execution: Execution) -> Execution:
         """What the switches say, unless this section says otherwise."""

@@ -36,7 +36,8 @@ def slopes(out: Tensor, state: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     """Outputs and last state, and their gradients along fixed random directions."""
     generator = torch.Generator().manual_seed(1)
     parts = [out, *([state.real, state.imag] if state.is_complex() else [state])]
-    total = sum((y * torch.randn(y.shape, generator=generator, dtype=y.dtype)).sum() for y in parts)
+    drawn = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in parts]
+    total = sum((y * direction.to(y)).sum() for y, direction in zip(parts, drawn, strict=True))
     return [out, state, *torch.autograd.grad(total, leaves)]
 
 

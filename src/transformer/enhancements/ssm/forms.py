@@ -17,8 +17,9 @@ from ...base.sockets import Context
 from ..attention.recurrence import RecurrentState, Segments
 from .dual import dual_scan
 from .invariant import fft_scan, is_invariant, toeplitz_scan
-from .scan import Scan, associative_scan, sequential_scan
+from .scan import Scan, associative_scan, is_selective, sequential_scan, step_scan
 from .selective import selective_scan
+from .triton_scan import tell_once, triton_selective_scan, why_not
 
 
 def chunked_scan(
@@ -59,19 +60,44 @@ def best_scan(
     initial: Inexact[Tensor, "b h n e"],
 ) -> tuple[Float[Tensor, "b t h e"], Inexact[Tensor, "b h n e"]]:
     """The recurrence in the form that is best for the device and the case."""
-    form: Scan = sequential_scan if x.shape[1] == 1 else chunked_scan
-    return form(x, dt, A, B, C, runs, initial)
+    return _best(x, dt, A, B, C, runs)(x, dt, A, B, C, runs, initial)
+
+
+def triton_scan(
+    x: Float[Tensor, "b t h e"],
+    dt: Float[Tensor, "#b #t #h"],
+    A: Inexact[Tensor, "h #n"],
+    B: Inexact[Tensor, "#b #t k n"],
+    C: Inexact[Tensor, "#b #t k n"],
+    runs: Int[Tensor, "b t"] | None,
+    initial: Inexact[Tensor, "b h n e"],
+) -> tuple[Float[Tensor, "b t h e"], Inexact[Tensor, "b h n e"]]:
+    """The recurrence by Triton programs where they can compute it, else chunk by chunk."""
+    reason = why_not(x, dt, A, B, C)
+    if reason is None:
+        return triton_selective_scan(x, dt, A, B, C, runs, initial)  # type: ignore[no-any-return]
+    tell_once(reason)
+    return chunked_scan(x, dt, A, B, C, runs, initial)
+
+
+def _best(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, runs: Tensor | None) -> Scan:
+    """Choose by device and length. A loop over tokens, however lean, leaves a GPU waiting."""
+    if x.shape[1] == 1:
+        return step_scan
+    chosen = _chunked(x, dt, A, B, C, runs)
+    if chosen is not selective_scan or x.device.type != "cuda":
+        return chosen
+    return triton_selective_scan if why_not(x, dt, A, B, C) is None else associative_scan  # type: ignore[no-any-return]
 
 
 def _chunked(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, runs: Tensor | None) -> Scan:
     """Choose by shape. A compiler follows no pass of ours: it is given the associative form to fuse."""
     if A.is_complex():
         return toeplitz_scan if is_invariant(dt, B, C, runs) else associative_scan
-    full = all(y.shape[:2] == x.shape[:2] for y in (dt, B, C)) and dt.shape[2] == x.shape[2]
-    if A.shape[1] == 1 and full:
+    if A.shape[1] == 1 and dt.shape == x.shape[:3] and B.shape[:2] == C.shape[:2] == x.shape[:2]:
         return dual_scan
-    single = x.shape[3] == B.shape[2] == C.shape[2] == 1
-    return selective_scan if single and full and not torch.compiler.is_compiling() else associative_scan
+    plain = not torch.compiler.is_compiling()
+    return selective_scan if plain and is_selective(x, dt, A, B, C) else associative_scan
 
 
 def _nothing(x: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -87,6 +113,7 @@ SCANS: Mapping[str, Scan] = MappingProxyType(
         "associative": associative_scan,
         "chunked": chunked_scan,
         "convolution": convolution_scan,
+        "triton": triton_scan,
     }
 )
 
@@ -104,8 +131,7 @@ def run_scan(
     """Run the recurrence in float32 or better, over real tokens only, from the state and back to it."""
     wide = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        x, dt = x.to(wide), dt.to(wide)
-        A, B, C = (y if y.is_complex() else y.to(wide) for y in (A, B, C))
+        x, dt, A, B, C = (y if y.is_complex() else y.to(wide) for y in (x, dt, A, B, C))
         if segments.real is not None:
             dt = dt * segments.real[:, :, None].to(wide)
         shape = len(x), x.shape[2], B.shape[3], x.shape[3]

@@ -11,7 +11,7 @@ token, A is complex, and the output is the real part.
     x      b t h e                        B, C   b t k n     b, t
     Δ      b t h       b, t, h            A      h n         n
 
-- `sequential_scan` is the definition, token by token;
+- `sequential_scan` is the definition, token by token; `step_scan` is one step of it, for decoding;
 - `associative_scan` combines neighbours, pairs of them, and so on: log₂ t steps, each for all tokens at once;
 - the forms that train fast are in `selective.py` (Mamba), `dual.py` (Mamba-2) and `invariant.py` (S4D).
 
@@ -65,6 +65,12 @@ def real(x: Inexact[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     return x.real if x.is_complex() else x
 
 
+def is_selective(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> bool:
+    """Whether these are Mamba's shapes: heads of one channel that all read one B and C, all for each token."""
+    single = x.shape[3] == B.shape[2] == C.shape[2] == 1 and not A.is_complex()
+    return single and dt.shape == x.shape[:3] and B.shape[:2] == C.shape[:2] == x.shape[:2]
+
+
 def decays(
     dt: Float[Tensor, "#b #t #h"], A: Inexact[Tensor, "h #n"], runs: Int[Tensor, "b t"] | None
 ) -> Inexact[Tensor, "#b #t h #n"]:
@@ -91,6 +97,23 @@ def sequential_scan(
         state = decay[..., None] * state + key[..., None] * written[:, :, None]
         outputs.append((query[..., None] * state).sum(dim=2))
     return real(torch.stack(outputs, dim=1)), state
+
+
+def step_scan(
+    x: Float[Tensor, "b 1 h e"],
+    dt: Float[Tensor, "#b 1 #h"],
+    A: Inexact[Tensor, "h #n"],
+    B: Inexact[Tensor, "#b 1 k n"],
+    C: Inexact[Tensor, "#b 1 k n"],
+    runs: Int[Tensor, "b 1"] | None,
+    initial: Inexact[Tensor, "b h n e"],
+) -> tuple[Float[Tensor, "b 1 h e"], Inexact[Tensor, "b h n e"]]:
+    """One step, in as few operations as it takes: what decodes, where calling an operation is what costs."""
+    heads = x.shape[2]
+    key, query = (y if y.shape[2] == 1 else by_head(y, heads) for y in (B, C))
+    state = decays(dt, A, runs)[:, 0, ..., None] * initial
+    state = torch.addcmul(state, key[:, 0, ..., None], (x * dt[..., None])[:, 0, :, None])
+    return real((query[:, 0, :, None] @ state)[:, None, :, 0]), state
 
 
 def associative_scan(

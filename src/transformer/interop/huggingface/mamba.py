@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def read2(attributes: Attributes) -> DecoderOnlyConfig:
         )
     groups, epsilon = attributes.take("n_groups", int, 8), attributes.take("layer_norm_epsilon", float, 1e-5)
     mixer = Mamba2Config(d_inner, d_state, d_head, groups, *_outer(attributes), epsilon)
-    attributes.only("time_step_limit", NO_LIMIT)
+    attributes.only("time_step_limit", NO_LIMIT, [0.0, math.inf])
     attributes.take("chunk_size", int, 256)  # how to compute
     if not attributes.takes("time_step_rank", "auto"):
         attributes.take(
