@@ -24,6 +24,7 @@ from ..base.sockets import Execution, Pairs, Scoring
 from ..data import LabelledBatch, MaskedBatch, PairBatch, TextBatch
 from ..enhancements.architecture.moe.expert_choice import ExpertChoice
 from ..enhancements.architecture.moe.mixture import MixtureOfExperts
+from ..enhancements.ssm.scan import is_selective
 from ..models import EncoderDecoder, EncoderOnly, Model, ModelConfig, SequenceClassifier, build
 from ..training.average import WeightAverage
 from ..training.config import TrainingConfig
@@ -57,7 +58,8 @@ class Flops:
 
     by_module: for the path of each module that maps linearly or attends; under the path "", all other products, such
     as linear attention's, as PyTorch counts them. tokens: those that the pass predicts; of a pair, the target's. As is
-    usual, attention is counted in full, without regard to a mask.
+    usual, attention is counted in full, without regard to a mask. Of Mamba's recurrence, which is no
+    product of matrices, the three operations by which each entry of a state is renewed are its module's.
     """
 
     by_module: Mapping[str, int]
@@ -130,7 +132,8 @@ def count_flops(config: ModelConfig, shape: Shape) -> Flops:
         with torch.no_grad(), observing(model, counter), FlopCounterMode(display=False) as everything:
             _forward(model, _batch(model, shape))
     other = everything.get_total_flops() - sum(counter.by_module.values())
-    return Flops(counter.by_module | ({"": other} if other else {}), shape.rows * shape.length)
+    by_module = counter.by_module | counter.by_scan | ({"": other} if other else {})
+    return Flops(by_module, shape.rows * shape.length)
 
 
 def estimate_memory(
@@ -181,6 +184,7 @@ class _FlopCounter(Observer):
 
     def __init__(self) -> None:
         self.by_module: dict[str, int] = {}
+        self.by_scan: dict[str, int] = {}
 
     def on_module(self, path: str, module: nn.Module, output: Any) -> None:
         if isinstance(module, nn.Linear):
@@ -191,6 +195,10 @@ class _FlopCounter(Observer):
     ) -> None:
         batch, heads, queries, width = q.shape  # b·h·t·s·e products for q kᵀ, and by the values' width again
         self._add(path, 2 * batch * heads * queries * k.shape[2] * (width + v.shape[3]))
+
+    def on_scan(self, path: str, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> None:
+        if is_selective(x, dt, A, B, C):  # what is read of a state PyTorch counts
+            self.by_scan[path] = self.by_scan.get(path, 0) + 3 * x.numel() * A.shape[1]
 
     def _add(self, path: str, flops: int) -> None:
         self.by_module[path] = self.by_module.get(path, 0) + flops

@@ -14,11 +14,12 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 from torch import Tensor, nn
 
 from ..base.sockets import Pairs, Scoring
 from ..enhancements.attention.naive import attention_weights
+from ..enhancements.ssm.forms import best_scan
 from ..generation import evaluating
 from ..models import Model
 
@@ -64,6 +65,17 @@ class Observer:
     ) -> None:
         """The module at `path` is about to attend from these queries to these keys."""
 
+    def on_scan(
+        self,
+        path: str,
+        x: Float[Tensor, "b t h e"],
+        dt: Float[Tensor, "#b #t #h"],
+        A: Inexact[Tensor, "h #n"],
+        B: Inexact[Tensor, "#b #t k n"],
+        C: Inexact[Tensor, "#b #t k n"],
+    ) -> None:
+        """The state-space model at `path` is about to run its recurrence."""
+
 
 @contextmanager
 def observing(model: Model, observer: Observer) -> Iterator[None]:
@@ -80,12 +92,16 @@ def observing(model: Model, observer: Observer) -> Iterator[None]:
         observer.on_attention(running[-1], q, k, v, pairs, scoring)
         return execution.kernel(q, k, v, pairs, scoring)
 
+    def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        observer.on_scan(running[-1], x, dt, A, B, C)
+        return (execution.scan or best_scan)(x, dt, A, B, C, *rest)
+
     try:
         for path, module in model.named_modules():
             if path:
                 hooks.append(module.register_forward_pre_hook(lambda *_, path=path: enter(path)))
                 hooks.append(module.register_forward_hook(lambda module, _, output: leave(module, output)))
-        model.execution = replace(execution, kernel=kernel)
+        model.execution = replace(execution, kernel=kernel, scan=scan)
         yield
     finally:
         model.execution = execution
