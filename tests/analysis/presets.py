@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from transformer.analysis.cost import Shape, TrainingObjective
+from transformer.analysis.cost import Shape
 from transformer.base.attention import scaled_dot_product_attention
 from transformer.base.sockets import Execution
 from transformer.base.transformer import EncoderDecoder, transformer
@@ -24,7 +24,7 @@ from transformer.enhancements import sdpa_attention
 from transformer.models import ModelConfig, build, gpt
 from transformer.training.average import WeightAverage
 from transformer.training.config import TrainingConfig
-from transformer.training.objective import Causal, SequenceToSequence
+from transformer.training.objective import Causal, ObjectiveConfig, SequenceToSequence
 from transformer.training.optimizer import AdamConfig, AdamWConfig, OptimizerConfig
 from transformer.training.step import TrainingStep
 
@@ -33,7 +33,7 @@ from transformer.training.step import TrainingStep
 class Preset:
     config: ModelConfig
     shape: Shape
-    objective: TrainingObjective
+    objective: ObjectiveConfig
     optimizer: OptimizerConfig = AdamWConfig()
     training: TrainingConfig = TrainingConfig()
     execution: Execution = Execution(scaled_dot_product_attention)

@@ -38,6 +38,10 @@ def weights(node: Tree) -> int:
     return int(found[1].replace(",", "")) if found else 0
 
 
+OWN_WEIGHTS = ("mixture_of_depths", "masked_head")
+"""Kinds of part that have weights besides those of the parts in them: a router, a map."""
+
+
 def check_sums(node: Tree) -> int:
     """Check below every node that its parts' weights add up to its own; return how many sums there were."""
     sums = 0
@@ -45,7 +49,8 @@ def check_sums(node: Tree) -> int:
         times = (re.search(r" (\d+)–(\d+), each", str(child.label)) for child in node.children)
         repeats = [int(found[2]) - int(found[1]) + 1 if found else 1 for found in times]
         parts = [n * weights(child) for n, child in zip(repeats, node.children, strict=True)]
-        assert sum(parts) == weights(node), (str(node.label), parts)
+        own = any(f": {kind} " in str(node.label) for kind in OWN_WEIGHTS)
+        assert sum(parts) == weights(node) or (own and sum(parts) < weights(node)), (str(node.label), parts)
         sums += 1
     return sums + sum(check_sums(child) for child in node.children)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from transformer.base import LayerNorm
 from transformer.base.sockets import Execution
 from transformer.enhancements import enhance, naive_attention, pre_norm, rms_norm, rope, sdpa_attention
 from transformer.enhancements.initialization import TruncatedNormalConfig
+from transformer.interop import to_huggingface
 from transformer.models import (
     BERT,
     KINDS,
@@ -291,3 +294,20 @@ def test_heads_score_what_they_say() -> None:
     assert not torch.equal(sequence(*arguments), sequence(*arguments))
     with pytest.raises(ValueError, match=r"^n_classes must be at least 1, got 0$"):
         TokenClassifier(made, 0)
+
+
+def test_a_mean_pooler_is_the_map_of_the_mean_and_is_not_written_as_bert(tmp_path: Path) -> None:
+    """tanh(W mean(h) + b) over the real tokens in NumPy; its gradient is checked by finite differences."""
+    config = bert(50, 24, 12, 1, max_seq_len=70, dropout=0.0, pooling="mean")
+    model = build(replace(config, lm_head=NoHeadConfig(), tie_embeddings=False)).double().eval()
+    hidden = torch.randn(2, 64, 24, dtype=torch.float64, requires_grad=True)
+    real = torch.ones(2, 64, dtype=torch.bool)
+    real[0, :20] = False
+    pooled = model.pooler(hidden, real)
+    weight, bias = (p.detach().numpy() for p in (model.pooler.dense.weight, model.pooler.dense.bias))
+    for row, first in enumerate((20, 0)):
+        mean = hidden.detach().numpy()[row, first:].mean(0)
+        np.testing.assert_allclose(pooled[row].detach().numpy(), np.tanh(weight @ mean + bias), atol=1e-12)
+    assert torch.autograd.gradcheck(lambda h: model.pooler(h, real), (hidden,), fast_mode=True)
+    with pytest.raises(ValueError, match="its pooler takes the mean of all tokens"):
+        to_huggingface(model, tmp_path / "bert", model_type="bert")

@@ -55,3 +55,9 @@ def test_mistakes_are_told_in_one_line(
     assert run(["train", "--config", "tiny.yaml", *override]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_the_cost_of_a_made_task_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "--config", "tiny.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert "8 rows of 8 tokens" in said and "training memory" in said

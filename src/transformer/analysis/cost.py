@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +21,23 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..base.sockets import Execution, Pairs, Scoring
-from ..data import LabelledBatch, MaskedBatch, PairBatch, TextBatch
 from ..enhancements.architecture.moe.expert_choice import ExpertChoice
 from ..enhancements.architecture.moe.mixture import MixtureOfExperts
 from ..enhancements.ssm.scan import is_selective
 from ..models import EncoderDecoder, EncoderOnly, Model, ModelConfig, SequenceClassifier, build
 from ..training.average import WeightAverage
 from ..training.config import TrainingConfig
-from ..training.objective import LossSum, Masked, ObjectiveConfig
+from ..training.objective import (
+    Causal,
+    Classification,
+    LossSum,
+    Masked,
+    ObjectiveConfig,
+    SequenceToSequence,
+)
 from ..training.optimizer import OptimizerConfig
 from ..training.step import TrainingStep
 from .taps import Observer, observing
-
-Batch: TypeAlias = PairBatch | TextBatch | MaskedBatch | LabelledBatch
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,10 @@ def count_flops(config: ModelConfig, shape: Shape) -> Flops:
     """
     counter = _FlopCounter()
     with shapes_only():
-        with _Alive():  # which answers what drawing the first weights may ask
-            model = build(config).train()
-        with torch.no_grad(), observing(model, counter), FlopCounterMode(display=False) as everything:
-            _forward(model, _batch(model, shape))
+        model = build(config).train()
+        objective, everything = usual_objective(model), FlopCounterMode(display=False)
+        with torch.no_grad(), observing(model, counter), everything, _Alive(_share(objective)):
+            objective(model, objective.blank(shape.rows, shape.length, shape.source_length))
     other = everything.get_total_flops() - sum(counter.by_module.values())
     by_module = counter.by_module | counter.by_scan | ({"": other} if other else {})
     return Flops(by_module, shape.rows * shape.length)
@@ -149,8 +153,7 @@ def estimate_memory(
 
     The process needs more: the interpreter and PyTorch, and what the allocator keeps of memory given back.
     """
-    share = objective.share if isinstance(objective, Masked) else 1.0
-    with shapes_only(), _Alive(share) as alive:
+    with shapes_only(), _Alive(_share(objective)) as alive:
         model = build(config, execution).train()
         weights = alive.bytes
         stepper = optimizer.build(model)
@@ -159,7 +162,8 @@ def estimate_memory(
         average = None if training.ema_decay is None else WeightAverage(model, training.ema_decay)
         ready = alive.peak = alive.bytes
         noting = _Noting(objective, alive)
-        batches = [_batch(model, shape) for _ in range(min(training.accumulate, 2))]  # a third adds nothing
+        blank = objective.blank(shape.rows, shape.length, shape.source_length)
+        batches = [blank] * min(training.accumulate, 2)  # a third adds nothing
         TrainingStep(model, noting, stepper, lambda step: 0.0, average, training)(0, batches)
         gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         return Memory(
@@ -172,10 +176,27 @@ def estimate_memory(
         )
 
 
+def usual_objective(model: Model) -> ObjectiveConfig:
+    """Return what models of this kind are trained for first."""
+    if isinstance(model, EncoderDecoder):
+        return SequenceToSequence()
+    if isinstance(model, EncoderOnly):
+        return Masked()
+    return Classification() if isinstance(model, SequenceClassifier) else Causal()
+
+
+def _share(objective: ObjectiveConfig) -> float:
+    """Which share of the targets counts, where a mask says which."""
+    return objective.share if isinstance(objective, Masked) else 1.0
+
+
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Inside a `with` block, tensors have a shape, a type and no data: whatever is made there costs nothing."""
-    with torch.random.fork_rng(devices=[]), FakeTensorMode():
+    """Inside a `with` block, tensors have a shape, a type and no data: whatever is made there costs nothing.
+
+    A question about a value, such as whether a first weight is to be drawn again, is answered by no.
+    """
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(), _Alive():
         yield
 
 
@@ -254,10 +275,10 @@ class _Noting:
         self.alive = alive
         self.after_forward: list[int] = []
 
-    def count(self, batch: Batch) -> int:
+    def count(self, batch: Any) -> int:
         return int(self.objective.count(batch))
 
-    def __call__(self, model: nn.Module, batch: Batch) -> LossSum:
+    def __call__(self, model: nn.Module, batch: Any) -> LossSum:
         loss: LossSum = self.objective(model, batch)
         self.after_forward.append(self.alive.bytes)
         return loss
@@ -270,30 +291,3 @@ def _make_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-
-
-def _forward(model: Model, batch: Batch) -> None:
-    """Run the model as training does, an encoder's map to logits on the usual share of hidden tokens only."""
-    if isinstance(batch, PairBatch):
-        model(batch.source, batch.target[:, :-1], batch.source_mask)
-    elif isinstance(batch, TextBatch):
-        model(batch.tokens[:, :-1])
-    elif isinstance(model, EncoderOnly):
-        hidden = model.encode(batch.tokens, attention_mask=batch.real).flatten(0, 1)
-        model.lm_head(hidden[None, : max(1, round(Masked().share * len(hidden)))])
-    else:
-        model(batch.tokens, attention_mask=batch.real)
-
-
-def _batch(model: Model, shape: Shape) -> Batch:
-    """Return a batch of this shape for this model."""
-    tokens = torch.zeros(shape.rows, shape.length, dtype=torch.long)
-    if isinstance(model, SequenceClassifier):
-        return LabelledBatch(tokens, torch.ones_like(tokens).bool(), tokens[:, 0])
-    if isinstance(model, EncoderOnly):
-        return MaskedBatch(tokens, tokens, torch.ones_like(tokens).bool(), torch.ones_like(tokens).bool())
-    if not isinstance(model, EncoderDecoder):
-        return TextBatch(torch.zeros(shape.rows, shape.length + 1, dtype=torch.long))
-    source = torch.zeros(shape.rows, shape.source_length or shape.length, dtype=torch.long)
-    target = torch.zeros(shape.rows, shape.length + 1, dtype=torch.long)
-    return PairBatch(source, torch.ones_like(source).bool(), target, torch.ones_like(target).bool())

@@ -24,7 +24,7 @@ from .hybrid import hybrid, jamba, samba
 from .llama import LLaMA, llama
 from .mamba import Mamba, mamba, mamba2
 from .masked_head import MaskedHeadConfig, NoHeadConfig
-from .pooler import NoPoolerConfig, PoolerConfig
+from .pooler import MeanPoolerConfig, NoPoolerConfig, PoolerConfig
 from .t5 import T5, t5
 
 ModelConfig: TypeAlias = (
@@ -61,6 +61,7 @@ KINDS: Mapping[str, type[Config]] = MappingProxyType(
         NarrowEmbeddingConfig.kind: NarrowEmbeddingConfig,
         ProjectedInputStackConfig.kind: ProjectedInputStackConfig,
         PoolerConfig.kind: PoolerConfig,
+        MeanPoolerConfig.kind: MeanPoolerConfig,
         NoPoolerConfig.kind: NoPoolerConfig,
     }
 )
@@ -96,6 +97,7 @@ __all__ = [
     "LLaMA",
     "Mamba",
     "MaskedHeadConfig",
+    "MeanPoolerConfig",
     "Model",
     "ModelConfig",
     "NarrowEmbeddingConfig",

@@ -9,6 +9,8 @@ sequence.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from typing_extensions import Unpack
 
 from ..base.attention import MultiHeadAttentionConfig
@@ -23,7 +25,7 @@ from ..enhancements.initialization import TruncatedNormalConfig
 from ..enhancements.switches import Switches, apply_switches
 from .encoder_only import EncoderOnly, EncoderOnlyConfig
 from .masked_head import MaskedHeadConfig
-from .pooler import PoolerConfig
+from .pooler import MeanPoolerConfig, PoolerConfig
 
 
 def bert(
@@ -35,8 +37,11 @@ def bert(
     dropout: Probability = 0.1,
     max_seq_len: Size = 512,
     n_segments: Size = 2,
+    pooling: Literal["first", "mean"] = "first",
 ) -> EncoderOnlyConfig:
     """BERT as a config; the defaults are BERT base. d_ff = 4·d_model unless given.
+
+    pooling: what a sequence's vector is made of: its first token, as published, or the mean of all.
 
     BERT large: (30522, 1024, 16, 24).
     """
@@ -56,7 +61,7 @@ def bert(
         SegmentedEmbeddingConfig(n_segments=n_segments),
         initialization=TruncatedNormalConfig(),
         lm_head=MaskedHeadConfig(norm),
-        pooler=PoolerConfig(),
+        pooler=PoolerConfig() if pooling == "first" else MeanPoolerConfig(),
     )
 
 
@@ -73,7 +78,8 @@ class BERT(EncoderOnly):
         dropout: float = 0.1,
         max_seq_len: int = 512,
         n_segments: int = 2,
+        pooling: Literal["first", "mean"] = "first",
         **switches: Unpack[Switches],
     ) -> None:
-        config = bert(vocab_size, d_model, n_heads, n_layers, d_ff, dropout, max_seq_len, n_segments)
+        config = bert(vocab_size, d_model, n_heads, n_layers, d_ff, dropout, max_seq_len, n_segments, pooling)
         super().__init__(*apply_switches(config, switches))

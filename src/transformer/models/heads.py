@@ -20,7 +20,7 @@ from ..base.sockets import AuxiliaryLosses, Config, Execution, InitializationCon
 from ..base.wiring import Dropout
 from .encoder_only import EncoderOnly, EncoderOnlyConfig
 from .masked_head import NoHeadConfig
-from .pooler import PoolerConfig
+from .pooler import NoPoolerConfig, PoolerConfig
 
 AttentionMask = Bool[Tensor, "b t"] | Int[Tensor, "b t"] | None
 
@@ -92,7 +92,8 @@ class SequenceClassifierConfig(Config):
 
 def classifier(encoder: EncoderOnlyConfig, classes: Sequence[str]) -> SequenceClassifierConfig:
     """Return the classifier on top of an encoder: BERT's pooler, dropout as in its stack, and a map to the classes."""
-    body = replace(encoder, lm_head=NoHeadConfig(), pooler=PoolerConfig(), tie_embeddings=False)
+    pooler = PoolerConfig() if isinstance(encoder.pooler, NoPoolerConfig) else encoder.pooler
+    body = replace(encoder, lm_head=NoHeadConfig(), pooler=pooler, tie_embeddings=False)
     return SequenceClassifierConfig(body, tuple(classes), encoder.stack.dropout)
 
 

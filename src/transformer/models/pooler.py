@@ -37,6 +37,22 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(hidden[rows, attention_mask.int().argmax(1)]))
 
 
+class MeanPooler(Pooler):
+    """The mean of the real tokens, through BERT's linear map and tanh.
+
+    For encoders that were trained without a token that stands for the sequence: nothing has taught them to gather it
+    in their first one.
+    """
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "b t d"],
+        attention_mask: Bool[Tensor, "b t"] | Int[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b d"]:
+        """Return one vector for each row."""
+        return torch.tanh(self.dense(mean_pool(hidden, attention_mask)))
+
+
 class NoPooler(nn.Module):
     """No pooler, in a model that was trained without."""
 
@@ -65,6 +81,16 @@ class PoolerConfig(Config):
 
     def build(self, d_model: int) -> Pooler:
         return Pooler(d_model)
+
+
+@dataclass(frozen=True)
+class MeanPoolerConfig(PoolerConfig):
+    """The mean through BERT's map, as data."""
+
+    kind: ClassVar[str] = "mean_pooler"
+
+    def build(self, d_model: int) -> MeanPooler:
+        return MeanPooler(d_model)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ class SpanDenoising(ObjectiveConfig):
             sentinels_of(tokenizer), tokenizer.pad, tokenizer.eos, self.share, self.mean_span
         )
 
+    def blank(self, rows: int, length: int, source_length: int = 0) -> PairBatch:
+        return SequenceToSequence(0.0).blank(rows, length, source_length)
+
     def count(self, batch: PairBatch) -> int:
         return SequenceToSequence(0.0).count(batch)
 

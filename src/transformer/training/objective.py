@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -52,6 +53,10 @@ class ObjectiveConfig(Objective[Any]):
 
     kind: ClassVar[str]
 
+    @abstractmethod
+    def blank(self, rows: int, length: int, source_length: int = 0) -> Any:
+        """Return a batch of zeros that asks for `length` targets in each row; of pairs, with a source so long."""
+
 
 @dataclass(frozen=True)
 class SequenceToSequence(ObjectiveConfig):
@@ -71,6 +76,10 @@ class SequenceToSequence(ObjectiveConfig):
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
     smoothing: Smoothing = "uniform"
     pad_id: Annotated[int, Ge(0)] = 0
+
+    def blank(self, rows: int, length: int, source_length: int = 0) -> PairBatch:
+        source, target = _zeros(rows, source_length or length), _zeros(rows, length + 1)
+        return PairBatch(source, torch.ones_like(source).bool(), target, torch.ones_like(target).bool())
 
     def count(self, batch: PairBatch) -> int:
         return int(batch.target_mask[:, 1:].sum())
@@ -92,6 +101,9 @@ class Causal(ObjectiveConfig):
 
     kind: ClassVar[str] = "causal"
 
+    def blank(self, rows: int, length: int, source_length: int = 0) -> TextBatch:
+        return TextBatch(_zeros(rows, length + 1))
+
     def count(self, batch: TextBatch) -> int:
         return batch.tokens[:, 1:].numel()
 
@@ -109,6 +121,10 @@ class Answers(ObjectiveConfig):
     """Tell the answers that a made problem asks for, from the symbols so far; nothing else counts."""
 
     kind: ClassVar[str] = "answers"
+
+    def blank(self, rows: int, length: int, source_length: int = 0) -> AnswerBatch:
+        tokens = _zeros(rows, length)
+        return AnswerBatch(tokens, tokens, torch.ones_like(tokens).bool())
 
     def count(self, batch: AnswerBatch) -> int:
         return int(batch.asked.sum())
@@ -143,6 +159,10 @@ class Masked(ObjectiveConfig):
         shares = self.share, self.masked, self.random
         return Masking(tokenizer.vocab_size, tokenizer.special(MASK), tokenizer.special_ids, *shares)
 
+    def blank(self, rows: int, length: int, source_length: int = 0) -> MaskedBatch:
+        tokens, everywhere = _zeros(rows, length), torch.ones(rows, length, dtype=torch.bool)
+        return MaskedBatch(tokens, tokens, everywhere, everywhere)
+
     def count(self, batch: MaskedBatch) -> int:
         return int(batch.chosen.sum())
 
@@ -163,6 +183,10 @@ class Classification(ObjectiveConfig):
 
     kind: ClassVar[str] = "classification"
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+    def blank(self, rows: int, length: int, source_length: int = 0) -> LabelledBatch:
+        tokens = _zeros(rows, length)
+        return LabelledBatch(tokens, torch.ones_like(tokens).bool(), tokens[:, 0])
 
     def count(self, batch: LabelledBatch) -> int:
         return len(batch.labels)
@@ -185,6 +209,10 @@ def _encoder(model: nn.Module) -> Any:
             "choose 'causal' or 'sequence_to_sequence'"
         )
     return model
+
+
+def _zeros(rows: int, length: int) -> Int[Tensor, "b t"]:
+    return torch.zeros(rows, length, dtype=torch.long)
 
 
 def smoothed_cross_entropy(

@@ -26,6 +26,7 @@ from ...enhancements.initialization import TruncatedNormalConfig
 from ...models import (
     EncoderOnlyConfig,
     MaskedHeadConfig,
+    MeanPoolerConfig,
     NoHeadConfig,
     NoPoolerConfig,
     PoolerConfig,
@@ -98,6 +99,7 @@ def write(config: EncoderOnlyConfig, roberta: bool = False) -> dict[str, Any]:
     require(isinstance(position, LearnedPositionConfig), "its positions are not learned")
     require(isinstance(stack, NormedInputStackConfig), "its embeddings are not normalized")
     require(isinstance(embedding, SegmentedEmbeddingConfig), "it has no segments")
+    require(not isinstance(config.pooler, MeanPoolerConfig), "its pooler takes the mean of all tokens")
     mixer, feed_forward, norm, dropout = encoder_parts(block)
     assert isinstance(position, LearnedPositionConfig) and isinstance(embedding, SegmentedEmbeddingConfig)
     pad = 1  # RoBERTa's own; the row before our first position
