@@ -70,8 +70,8 @@ def _architecture(name: str) -> ModelConfig:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         config, layers = runs.read_run([path])
-        found: ModelConfig = runs.build_parts(config, layers.origin).model.config
-        return found
+        built: ModelConfig = runs.build_parts(config, layers.origin).model.config
+        return built
     if path.exists():
         found: ModelConfig = load(path).config
         return found

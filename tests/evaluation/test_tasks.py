@@ -83,8 +83,8 @@ def test_the_most_probable_choice_is_the_answer_raw_or_by_length() -> None:
     # −4/4 > −3/2, but −4 < −3; −4/4 < −1.9/2; of equals the first
     assert found["accuracy"] == pytest.approx(2 / 3) and found["accuracy_norm"] == 1.0
     assert found["accuracy_error"] == pytest.approx(math.sqrt(2 / 9 / 2))
-    # with the blank counted, −5/5 would lose to −2.9/3, and without it −5/4 loses to −2.4/2
-    assert judged("arc", [Question("", (" aaaa", " bb"), 1)], [-5.0, -2.4])["accuracy_norm"] == 1.0
+    # by the characters of the choice alone −4/4 beats −1.2/1; with the blank counted −4/5 would lose to −1.2/2
+    assert judged("arc", [Question("", (" aaaa", " b"), 0)], [-4.0, -1.2])["accuracy_norm"] == 1.0
 
 
 def test_lambada_counts_greedy_words_and_loss_per_word() -> None:

@@ -87,7 +87,7 @@ def _best(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, runs: Tensor |
     chosen = _chunked(x, dt, A, B, C, runs)
     if chosen is not selective_scan or x.device.type != "cuda":
         return chosen
-    return triton_selective_scan if why_not(x, dt, A, B, C) is None else associative_scan  # type: ignore[no-any-return]
+    return triton_selective_scan if why_not(x, dt, A, B, C) is None else associative_scan
 
 
 def _chunked(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, runs: Tensor | None) -> Scan:
