@@ -22,8 +22,9 @@ PAGES = sorted(page for page in PAGES_FOLDER.glob("*.md") if page != INDEX)
 AREAS = sorted(path.name for path in (PACKAGE / "enhancements").iterdir() if (path / "__init__.py").exists())
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODELS = sorted((ROOT / "docs" / "models").glob("*.md"))
+TOPICS = sorted(page for page in (ROOT / "docs").glob("*.md") if ">>> " in page.read_text(encoding="utf-8"))
 each_page = pytest.mark.parametrize(
-    "page", [*PAGES, INDEX, *MODELS], ids=lambda page: f"{page.parent.name}/{page.stem}"
+    "page", [*PAGES, INDEX, *MODELS, *TOPICS], ids=lambda page: f"{page.parent.name}/{page.stem}"
 )
 
 
@@ -56,7 +57,8 @@ def run(text: str, name: str) -> tuple[int, str]:
 
 
 @each_page
-def test_examples_run_and_print_what_the_page_says(page: Path) -> None:
+def test_examples_run_and_print_what_the_page_says(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     attempted, report = run(page.read_text(encoding="utf-8"), page.name)
     assert not report, report
     assert page not in PAGES or attempted >= 2, f"{page.name} has no example"

@@ -39,7 +39,10 @@ def test_the_names_are_those_of_the_modules() -> None:
     [
         ("Transfomer", "module 'transformer' has no attribute 'Transfomer'; did you mean 'Transformer'?"),
         ("gpt", "module 'transformer' has no attribute 'gpt'; did you mean 'GPT'?"),
-        ("zzz", "module 'transformer' has no attribute 'zzz'; it has BERT, GPT, T5, LLaMA, Transformer, load"),
+        (
+            "zzz",
+            "module 'transformer' has no attribute 'zzz'; it has BERT, GPT, T5, LLaMA, Transformer, load",
+        ),
         ("__wrapped__", "module 'transformer' has no attribute '__wrapped__'"),
     ],
 )

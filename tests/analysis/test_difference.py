@@ -99,7 +99,8 @@ def test_two_models_on_the_command_line(
     sizes = "d_model: 16, n_heads: 2, n_layers: 2"
     for family in ("gpt", "llama"):
         (tmp_path / f"{family}.yaml").write_text(
-            f"model: {{family: {family}, {sizes}}}\ndata: {{kind: text, path: text.txt, context: 8}}\nschedule: {{kind: constant}}\n"
+            f"model: {{family: {family}, {sizes}}}\ndata: {{kind: text, path: text.txt, context: 8}}\n"
+            "schedule: {kind: constant}\n"
         )
     to_huggingface(build(llama(50, 16, 2, 2, d_ff=24)), tmp_path / "published")
     assert run(["inspect", "gpt.yaml", "llama.yaml"]) == 0

@@ -20,7 +20,9 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "models" / "README.md"
 BEGIN, END = "<!-- families: written by make family-table -->\n", "<!-- families: end -->\n"
-HEAD = "| family | loads | saves | max Δlogit fp32 | fp64 | max Δgradient fp32 | fp64 |\n" + "|---" * 7 + "|\n"
+HEAD = (
+    "| family | loads | saves | max Δlogit fp32 | fp64 | max Δgradient fp32 | fp64 |\n" + "|---" * 7 + "|\n"
+)
 COLUMNS = [(what, dtype) for what in ("logit", "gradient") for dtype in (torch.float32, torch.float64)]
 
 FOUND: dict[str, dict[tuple[str, torch.dtype], float]] = defaultdict(dict)

@@ -4,8 +4,8 @@
 
 One draw for the whole batch, so that a block which is left out costs nothing. Nothing is rescaled, and in eval mode all
 blocks are used. A model trained so still works when some of its blocks are taken out for good (§3.3; `only_blocks`), or
-when it is left early: with rates that grow from 0 at the first block to p at the last (`growing`), the first blocks learn
-to do without the last ones, as LayerSkip has it (Elhoushi et al. 2024, arXiv 2404.16710 §4.1; its rates grow
+when it is left early: with rates that grow from 0 at the first block to p at the last (`growing`), the first blocks
+learn to do without the last ones, as LayerSkip has it (Elhoushi et al. 2024, arXiv 2404.16710 §4.1; its rates grow
 exponentially, ours linearly, and its loss at every block is not built).
 
 Cost: (1 − p) times that of the block. A model that skips by a draw cannot be compiled without a graph break.
