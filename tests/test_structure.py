@@ -117,7 +117,8 @@ def test_both_spellings_of_the_package_import_every_module() -> None:
         "for name in ('transformer', 'src.transformer'):\n"
         "    root = importlib.import_module(name)\n"
         "    for module in pkgutil.walk_packages(root.__path__, name + '.'):\n"
-        "        if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
+        "        if module.name.endswith(('__main__', 'evaluation.harness')): continue\n"  # the latter needs an extra
+        "        importlib.import_module(module.name)\n"
         "    print(sum(m.startswith(name + '.') for m in sys.modules))\n"
     )
     run = [sys.executable, "-c", walk]

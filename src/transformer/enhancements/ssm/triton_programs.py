@@ -30,6 +30,21 @@ jit = _as_it_is if compiler is None else compiler.jit
 # fmt: off
 @jit
 @no_type_check
+def token(
+    x, dt, B, kept, a, at, columns, inside, n, states, i, PACKED: tl.constexpr, N: tl.constexpr
+):
+    """What the token at place `at` of all rows brings: its step, value and key, and how states fade."""
+    step = tl.load(dt + at * i + columns, mask=inside, other=0.0)
+    value = tl.load(x + at * i + columns, mask=inside, other=0.0)
+    key = tl.load(B + at * N + n, mask=states, other=0.0)
+    decay = tl.exp(step[:, None] * a)
+    if PACKED:
+        decay = decay * tl.load(kept + at)
+    return step, value, key, decay
+
+
+@jit
+@no_type_check
 def forwards(
     x, dt, A, B, C, kept, initial, out, found, last, t, i,
     PACKED: tl.constexpr, N: tl.constexpr, WIDE_N: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
@@ -45,16 +60,27 @@ def forwards(
     for s in range(t):
         if s % CHUNK == 0:
             tl.store(found + (row * tl.cdiv(t, CHUNK) + s // CHUNK) * i * N + at, h, mask=both)
-        step = tl.load(dt + (row * t + s) * i + columns, mask=inside, other=0.0)
-        value = tl.load(x + (row * t + s) * i + columns, mask=inside, other=0.0)
-        key = tl.load(B + (row * t + s) * N + n, mask=states, other=0.0)
+        step, value, key, decay = token(
+            x, dt, B, kept, a, row * t + s, columns, inside, n, states, i, PACKED, N
+        )
         query = tl.load(C + (row * t + s) * N + n, mask=states, other=0.0)
-        decay = tl.exp(step[:, None] * a)
-        if PACKED:
-            decay = decay * tl.load(kept + row * t + s)
         h = decay * h + (step * value)[:, None] * key[None, :]
         tl.store(out + (row * t + s) * i + columns, tl.sum(h * query[None, :], 1), mask=inside)
     tl.store(last + row * i * N + at, h, mask=both)
+
+
+@jit
+@no_type_check
+def replay(
+    x, dt, B, kept, a, h, states_of, first, count, columns, inside, n, states, both, i,
+    PACKED: tl.constexpr, N: tl.constexpr,
+):
+    """The states of a chunk once more, from the one before it, into memory of their own."""
+    tl.store(states_of, h, mask=both)
+    for j in range(count):
+        step, value, key, decay = token(x, dt, B, kept, a, first + j, columns, inside, n, states, i, PACKED, N)
+        h = decay * h + (step * value)[:, None] * key[None, :]
+        tl.store(states_of + (j + 1) * i * N, h, mask=both)
 
 
 @jit
@@ -75,45 +101,28 @@ def backwards(
     chunks = tl.cdiv(t, CHUNK)
     for back in range(chunks):
         chunk = chunks - 1 - back
-        begin = chunk * CHUNK
-        count = tl.minimum(CHUNK, t - begin)
+        begin, count = chunk * CHUNK, tl.minimum(CHUNK, t - chunk * CHUNK)
         h = tl.load(found + (row * chunks + chunk) * i * N + at, mask=both, other=0.0)
-        tl.store(scratch + row * (CHUNK + 1) * i * N + at, h, mask=both)
-        for j in range(count):
-            s = begin + j
-            step = tl.load(dt + (row * t + s) * i + columns, mask=inside, other=0.0)
-            value = tl.load(x + (row * t + s) * i + columns, mask=inside, other=0.0)
-            key = tl.load(B + (row * t + s) * N + n, mask=states, other=0.0)
-            decay = tl.exp(step[:, None] * a)
-            if PACKED:
-                decay = decay * tl.load(kept + row * t + s)
-            h = decay * h + (step * value)[:, None] * key[None, :]
-            tl.store(scratch + (row * (CHUNK + 1) + j + 1) * i * N + at, h, mask=both)
+        states_of = scratch + row * (CHUNK + 1) * i * N + at
+        replay(x, dt, B, kept, a, h, states_of, row * t + begin, count, columns, inside, n, states, both, i, PACKED, N)
         tl.debug_barrier()
         for down in range(count):
-            j = count - 1 - down
-            s = begin + j
-            step = tl.load(dt + (row * t + s) * i + columns, mask=inside, other=0.0)
-            value = tl.load(x + (row * t + s) * i + columns, mask=inside, other=0.0)
-            key = tl.load(B + (row * t + s) * N + n, mask=states, other=0.0)
+            j, s = count - 1 - down, begin + count - 1 - down
+            step, value, key, decay = token(x, dt, B, kept, a, row * t + s, columns, inside, n, states, i, PACKED, N)
             query = tl.load(C + (row * t + s) * N + n, mask=states, other=0.0)
             dy = tl.load(slope + (row * t + s) * i + columns, mask=inside, other=0.0)
-            previous = tl.load(scratch + (row * (CHUNK + 1) + j) * i * N + at, mask=both, other=0.0)
-            h = tl.load(scratch + (row * (CHUNK + 1) + j + 1) * i * N + at, mask=both, other=0.0)
-            decay = tl.exp(step[:, None] * a)
-            if PACKED:
-                decay = decay * tl.load(kept + row * t + s)
+            previous = tl.load(states_of + j * i * N, mask=both, other=0.0)
+            h = tl.load(states_of + (j + 1) * i * N, mask=both, other=0.0)
             g = g + dy[:, None] * query[None, :]
             shared = ((block * tl.num_programs(1) + row) * t + s) * N + n
             tl.store(d_C + shared, tl.sum(h * dy[:, None], 0), mask=states)
             tl.store(d_B + shared, tl.sum(g * (step * value)[:, None], 0), mask=states)
             written = tl.sum(g * key[None, :], 1)
-            faded = g * decay
-            d_log = faded * previous
+            d_log = g * decay * previous
             total += d_log * step[:, None]
             tl.store(d_dt + (row * t + s) * i + columns, tl.sum(d_log * a, 1) + written * value, mask=inside)
             tl.store(d_x + (row * t + s) * i + columns, written * step, mask=inside)
-            g = faded
+            g = g * decay
         tl.debug_barrier()
     tl.store(d_A + row * i * N + at, total, mask=both)
     tl.store(d_initial + row * i * N + at, g, mask=both)
