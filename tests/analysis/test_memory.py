@@ -34,7 +34,9 @@ def estimate(preset: Any) -> Memory:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="measured through Linux's /proc and glibc")
-@pytest.mark.parametrize("name", presets.PRESETS)
+@pytest.mark.parametrize(
+    "name", [n if n == "gpt" else pytest.param(n, marks=pytest.mark.slow) for n in presets.PRESETS]
+)
 def test_the_estimate_is_within_ten_percent_of_what_training_takes(name: str) -> None:
     run = [sys.executable, str(HERE / "presets.py"), name]
     source = str(HERE.parents[1] / "src")
