@@ -71,7 +71,7 @@ class Block(Layer):
         """Apply each sub-layer to what the one before it returned."""
         states = {} if state is None else state.sublayers
         for name in self.order:
-            x = self.get_submodule(name)(x, context, states.get(name))
+            x = getattr(self, name)(x, context, states.get(name))
         return x
 
     def initial_state(self) -> BlockState:

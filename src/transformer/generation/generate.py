@@ -97,9 +97,11 @@ def _stream(
 ) -> Iterator[tuple[Int[Tensor, " _"], Int[Tensor, " _"]]]:
     """Yield the rows that go on, and the next token of each."""
     state, rows = model.initial_state(storage), torch.arange(len(tokens), device=tokens.device)
-    chosen, seen = rows, None
+    chosen, seen, parts = rows, None, list(model.modules())
     for step in range(max_new_tokens):
-        with evaluating(model):  # not around the yield: the caller's own work in between is its own business
+        with evaluating(
+            model, parts
+        ):  # not around the yield: the caller's own work in between is its own business
             if step == 0:
                 logits = at_last_real(model.decode(tokens, state, mask), mask)
                 seen = seen_tokens(tokens, mask, logits) if sampling.repetition_penalty != 1 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -75,9 +75,12 @@ class EncoderDecoder(Model, Protocol[M, S]):
 
 
 @contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """Switch dropout off (the model's eval mode) and gradients too; afterwards the mode is as it was."""
-    modules = [module for module in model.modules() if module.training]
+def evaluating(model: Model, parts: Sequence[nn.Module] | None = None) -> Iterator[None]:
+    """Switch dropout off (the model's eval mode) and gradients too; afterwards the mode is as it was.
+
+    parts: all modules of the model, for a caller who comes back for every token and has looked for them once.
+    """
+    modules = [module for module in (model.modules() if parts is None else parts) if module.training]
     try:
         for module in modules:
             module.training = False

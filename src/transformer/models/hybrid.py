@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated
 
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 
 from ..base.embedding import EmbeddingConfig
 from ..base.position import NoPositionConfig
@@ -83,7 +83,7 @@ def hybrid(
     n_layers: Depth = 12,
     layers: Annotated[tuple[str, ...], MinLen(1)] = ("mamba", "attention"),
     n_kv_heads: Annotated[int, Ge(1)] | None = None,
-    d_ff: Size | None = None,
+    d_ff: Annotated[int, Ge(0), Le(2**20)] | None = None,
     window: Size = 2048,
     rope_base: Annotated[float, Gt(1)] | None = None,
     dropout: Probability = 0.0,
@@ -91,15 +91,17 @@ def hybrid(
 ) -> DecoderOnlyConfig:
     """A decoder-only stack of any mixers as a config.
 
-    layers: names of mixers, repeated until there are `n_layers`. d_ff: null is LLaMA's rule. rope_base: null is no
-    position scheme, which a stack with recurrent layers can do without. Raises `ValueError` for an unknown name.
+    layers: names of mixers, repeated until there are `n_layers`. d_ff: null is LLaMA's rule, and 0 leaves the
+    feed-forward networks out. rope_base: null is no position scheme, which a stack with recurrent layers can do
+    without. Raises `ValueError` for an unknown name.
     """
     for name in layers:
         if name not in MIXERS:
             near = suggest(name, MIXERS) or f"; there are {', '.join(MIXERS)}"
             raise ValueError(f"layers has {name!r}, which is no mixer of a hybrid{near}")
     sizes, norm = _Sizes(n_heads, n_kv_heads, window, dropout), RMSNormConfig(1e-5)
-    feed_forward = GatedFeedForwardConfig(llama_width(d_model) if d_ff is None else d_ff)
+    width = llama_width(d_model) if d_ff is None else d_ff
+    feed_forward = GatedFeedForwardConfig(width) if width else None
     blocks = tuple(
         BlockConfig(
             MIXERS[layers[i % len(layers)]](sizes), feed_forward, wiring=PreNormConfig(dropout), norm=norm

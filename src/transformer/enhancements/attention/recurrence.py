@@ -18,7 +18,9 @@ writes nothing and decays nothing. A document begins with an empty state: what i
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -135,14 +137,21 @@ def run_form(
 ) -> Float[Tensor, "b h t _"]:
     """Run a form of a recurrence in float32 or better, without its padding, from the state and back to it."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         wide = [x.to(dtype) for x in (q, segments.erase(k), v, segments.erase(log_decay), *others)]
         kept = {} if state is None else state.tensors
-        empty = torch.zeros(*q.shape[:2], q.shape[3], v.shape[3], dtype=dtype, device=q.device)
-        out, matrix = form(*wide, runs=segments.runs, initial=kept.get(name, empty))
+        shape = *q.shape[:2], q.shape[3], v.shape[3]
+        initial = kept[name] if name in kept else torch.zeros(shape, dtype=dtype, device=q.device)
+        out, matrix = form(*wide, runs=segments.runs, initial=initial)
     if state is not None:
         state.tensors[name] = matrix
     return out.to(v.dtype)
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Computation in the types that tensors have; nothing to enter where that is so already, as in most decoding."""
+    enabled = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else nullcontext()
 
 
 def continues(runs: Int[Tensor, "b t"] | None, like: Float[Tensor, "b h t e"]) -> Float[Tensor, "#b 1 t 1"]:

@@ -35,19 +35,35 @@ class ShortConvolution(nn.Module):
         """Mix each token with those before it; the state's last inputs are read and replaced."""
         length, before = x.shape[1], self.size - 1
         kept = {} if state is None else state.tensors
-        recent = kept.get("recent", x.new_zeros(len(x), before, x.shape[2])).to(x.dtype)
+        recent = kept["recent"] if "recent" in kept else x.new_zeros(len(x), before, x.shape[2])
         order, place = _real_first(segments, x)
-        inputs = torch.cat([recent, _take(x, order)], dim=1).to(
+        inputs = torch.cat([recent.to(x.dtype), _take(x, order)], dim=1).to(
             torch.promote_types(x.dtype, self.weight.dtype)
         )
         runs = None if segments.runs is None else F.pad(_take(segments.runs, order), (before, 0))
-        out = torch.zeros_like(x, dtype=inputs.dtype) if self.bias is None else self.bias.expand_as(x)
-        for j in range(self.size):
-            back = slice(before - j, before - j + length)
-            out = torch.addcmul(out, _same_run(inputs, runs, back, before), self.weight[:, j])
+        out = self.step(inputs) if length == 1 and runs is None else self.mix(inputs, runs)
         if state is not None:
             state.tensors["recent"] = _last(inputs, runs, segments, before)
         return _take(out, place).to(x.dtype)
+
+    def mix(self, inputs: Float[Tensor, "b _ i"], runs: Int[Tensor, "b _"] | None) -> Float[Tensor, "b t i"]:
+        """Add up what stands j steps back, for all tokens at once; the first `size` − 1 inputs only are looked at."""
+        before = self.size - 1
+        length = inputs.shape[1] - before
+        out = (
+            torch.zeros_like(inputs[:, before:])
+            if self.bias is None
+            else self.bias.expand_as(inputs[:, before:])
+        )
+        for j in range(self.size):
+            back = slice(before - j, before - j + length)
+            out = torch.addcmul(out, _same_run(inputs, runs, back, before), self.weight[:, j])
+        return out
+
+    def step(self, inputs: Float[Tensor, "b _ i"]) -> Float[Tensor, "b 1 i"]:
+        """The same for one token, in few operations: in decoding, calling them is what costs."""
+        out = (inputs * self.weight.flip(1).T).sum(dim=1, keepdim=True)
+        return out if self.bias is None else out + self.bias
 
 
 def _real_first(

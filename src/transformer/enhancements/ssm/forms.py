@@ -6,7 +6,7 @@ docs/enhancements/state_space.md has the table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -14,70 +14,34 @@ from jaxtyping import Float, Inexact, Int
 from torch import Tensor
 
 from ...base.sockets import Context
-from ..attention.recurrence import RecurrentState, Segments
+from ..attention.recurrence import RecurrentState, Segments, without_autocast
 from .dual import dual_scan
 from .invariant import fft_scan, is_invariant, toeplitz_scan
 from .scan import Scan, associative_scan, is_selective, sequential_scan, step_scan
 from .selective import selective_scan
 from .triton_scan import tell_once, triton_selective_scan, why_not
 
-
-def chunked_scan(
-    x: Float[Tensor, "b t h e"],
-    dt: Float[Tensor, "#b #t #h"],
-    A: Inexact[Tensor, "h #n"],
-    B: Inexact[Tensor, "#b #t k n"],
-    C: Inexact[Tensor, "#b #t k n"],
-    runs: Int[Tensor, "b t"] | None,
-    initial: Inexact[Tensor, "b h n e"],
-) -> tuple[Float[Tensor, "b t h e"], Inexact[Tensor, "b h n e"]]:
-    """The recurrence chunk by chunk, in the way that suits its shapes."""
-    return _chunked(x, dt, A, B, C, runs)(x, dt, A, B, C, runs, initial)
+Choice = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], Scan]
 
 
-def convolution_scan(
-    x: Float[Tensor, "b t h e"],
-    dt: Float[Tensor, "#b #t #h"],
-    A: Inexact[Tensor, "h #n"],
-    B: Inexact[Tensor, "#b #t k n"],
-    C: Inexact[Tensor, "#b #t k n"],
-    runs: Int[Tensor, "b t"] | None,
-    initial: Inexact[Tensor, "b h n e"],
-) -> tuple[Float[Tensor, "b t h e"], Inexact[Tensor, "b h n e"]]:
-    """The recurrence by Fourier transforms where nothing depends on the token, else chunk by chunk."""
-    invariant = A.is_complex() and is_invariant(dt, B, C, runs)
-    form: Scan = fft_scan if invariant else chunked_scan
-    return form(x, dt, A, B, C, runs, initial)
+def _chosen_by(choice: Choice, name: str, doc: str) -> Scan:
+    """Return the form that looks at each call and hands it to another."""
 
+    def scan(
+        x: Float[Tensor, "b t h e"],
+        dt: Float[Tensor, "#b #t #h"],
+        A: Inexact[Tensor, "h #n"],
+        B: Inexact[Tensor, "#b #t k n"],
+        C: Inexact[Tensor, "#b #t k n"],
+        runs: Int[Tensor, "b t"] | None,
+        initial: Inexact[Tensor, "b h n e"],
+    ) -> tuple[Float[Tensor, "b t h e"], Inexact[Tensor, "b h n e"]]:
+        """Compute the recurrence in the form that `choice` names for it."""
+        return choice(x, dt, A, B, C, runs)(x, dt, A, B, C, runs, initial)
 
-def best_scan(
-    x: Float[Tensor, "b t h e"],
-    dt: Float[Tensor, "#b #t #h"],
-    A: Inexact[Tensor, "h #n"],
-    B: Inexact[Tensor, "#b #t k n"],
-    C: Inexact[Tensor, "#b #t k n"],
-    runs: Int[Tensor, "b t"] | None,
-    initial: Inexact[Tensor, "b h n e"],
-) -> tuple[Float[Tensor, "b t h e"], Inexact[Tensor, "b h n e"]]:
-    """The recurrence in the form that is best for the device and the case."""
-    return _best(x, dt, A, B, C, runs)(x, dt, A, B, C, runs, initial)
-
-
-def triton_scan(
-    x: Float[Tensor, "b t h e"],
-    dt: Float[Tensor, "#b #t #h"],
-    A: Inexact[Tensor, "h #n"],
-    B: Inexact[Tensor, "#b #t k n"],
-    C: Inexact[Tensor, "#b #t k n"],
-    runs: Int[Tensor, "b t"] | None,
-    initial: Inexact[Tensor, "b h n e"],
-) -> tuple[Float[Tensor, "b t h e"], Inexact[Tensor, "b h n e"]]:
-    """The recurrence by Triton programs where they can compute it, else chunk by chunk."""
-    reason = why_not(x, dt, A, B, C)
-    if reason is None:
-        return triton_selective_scan(x, dt, A, B, C, runs, initial)  # type: ignore[no-any-return]
-    tell_once(reason)
-    return chunked_scan(x, dt, A, B, C, runs, initial)
+    scan.__name__ = scan.__qualname__ = name
+    scan.__doc__ = doc
+    return scan
 
 
 def _best(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, runs: Tensor | None) -> Scan:
@@ -98,6 +62,39 @@ def _chunked(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, runs: Tenso
         return dual_scan
     plain = not torch.compiler.is_compiling()
     return selective_scan if plain and is_selective(x, dt, A, B, C) else associative_scan
+
+
+def _convolution(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, runs: Tensor | None) -> Scan:
+    """Fourier transforms where nothing depends on the token."""
+    invariant = A.is_complex() and is_invariant(dt, B, C, runs)
+    return fft_scan if invariant else _chunked(x, dt, A, B, C, runs)
+
+
+def _triton(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, runs: Tensor | None) -> Scan:
+    """Triton programs where they can compute it."""
+    reason = why_not(x, dt, A, B, C)
+    if reason is None:
+        return triton_selective_scan  # type: ignore[no-any-return]
+    tell_once(reason)
+    return _chunked(x, dt, A, B, C, runs)
+
+
+chunked_scan = _chosen_by(
+    _chunked, "chunked_scan", "The recurrence chunk by chunk, in the way that suits its shapes."
+)
+convolution_scan = _chosen_by(
+    _convolution,
+    "convolution_scan",
+    "The recurrence by Fourier transforms where nothing depends on the token, else chunk by chunk.",
+)
+best_scan = _chosen_by(
+    _best, "best_scan", "The recurrence in the form that is best for the device and the case."
+)
+triton_scan = _chosen_by(
+    _triton,
+    "triton_scan",
+    "The recurrence by Triton programs where they can compute it, else chunk by chunk.",
+)
 
 
 def _nothing(x: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -130,7 +127,7 @@ def run_scan(
 ) -> Float[Tensor, "b t h e"]:
     """Run the recurrence in float32 or better, over real tokens only, from the state and back to it."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         x, dt, A, B, C = (y if y.is_complex() else y.to(wide) for y in (x, dt, A, B, C))
         if segments.real is not None:
             dt = dt * segments.real[:, :, None].to(wide)

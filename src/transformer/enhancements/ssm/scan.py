@@ -75,7 +75,7 @@ def decays(
     dt: Float[Tensor, "#b #t #h"], A: Inexact[Tensor, "h #n"], runs: Int[Tensor, "b t"] | None
 ) -> Inexact[Tensor, "#b #t h #n"]:
     """exp(Δ A), and 0 where a document begins."""
-    decay = (dt[..., None] * A).exp()
+    decay = (dt.unsqueeze(3) * A).exp()
     return decay if runs is None else decay * continues(runs, dt)[:, :, None, None]
 
 
@@ -110,10 +110,11 @@ def step_scan(
 ) -> tuple[Float[Tensor, "b 1 h e"], Inexact[Tensor, "b h n e"]]:
     """One step, in as few operations as it takes: what decodes, where calling an operation is what costs."""
     heads = x.shape[2]
-    key, query = (y if y.shape[2] == 1 else by_head(y, heads) for y in (B, C))
-    state = decays(dt, A, runs)[:, 0, ..., None] * initial
-    state = torch.addcmul(state, key[:, 0, ..., None], (x * dt[..., None])[:, 0, :, None])
-    return real((query[:, 0, :, None] @ state)[:, None, :, 0]), state
+    key, query = (y.squeeze(1) if y.shape[2] == 1 else by_head(y, heads).squeeze(1) for y in (B, C))
+    faded = decays(dt, A, runs).squeeze(1).unsqueeze(3) * initial
+    written = (x * dt.unsqueeze(3)).squeeze(1).unsqueeze(2)
+    state = torch.addcmul(faded, key.unsqueeze(3), written)
+    return real((query.unsqueeze(2) @ state).transpose(1, 2)), state
 
 
 def associative_scan(

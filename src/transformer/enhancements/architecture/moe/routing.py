@@ -134,8 +134,16 @@ class Router(nn.Module):
 
 
 def best(scores: Float[Tensor, "... x"], k: int) -> Int[Tensor, "... _"]:
-    """The numbers of the k best, the best first, and of equal ones that with the lower number."""
-    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    """The numbers of the k best, the best first, and of equal ones that with the lower number.
+
+    One after the other, since k is small: sorting all of them takes several times as long, and `topk` leaves the order
+    of equal ones open.
+    """
+    left, chosen = scores.detach(), []
+    for _ in range(k):
+        chosen.append(left.argmax(dim=-1, keepdim=True))  # the first of equal ones
+        left = left.scatter(-1, chosen[-1], -torch.inf)
+    return torch.cat(chosen, dim=-1)
 
 
 def best_groups(
