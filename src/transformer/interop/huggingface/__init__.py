@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from ...models import KINDS, Model
+from ...models import KINDS, Model, ModelConfig
 from ...training.strict_json import CheckpointError
 from ...utils.codec import decode, encode, suggest
 from . import (
@@ -45,6 +45,7 @@ from .attributes import Attributes
 from .directory import Shards, read_attributes, write_directory
 from .family import Family, OtherFamilyError, require
 from .hollow import build_hollow
+from .spelt_out import spelt_out
 from .weights import read_weights, write_weights
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -128,7 +129,7 @@ def to_huggingface(model: Model, directory: str | Path, *, model_type: str | Non
             if family.complete is not None:
                 names = (name for rule in family.rules(model.config) for name in rule.theirs)
                 meant = family.complete(meant, frozenset(names))
-            if _without_first_weights(meant, model) != model.config:
+            if spelt_out(_without_first_weights(meant, model)) != spelt_out(model.config):
                 raise OtherFamilyError("it has parts that the family has not")
         except (OtherFamilyError, ValueError, AttributeError) as reason:
             reasons.append(f"{family.model_type}: {reason}")
@@ -174,9 +175,9 @@ class _Renamed:
         return self._shards.pieces(self._names[name])
 
 
-def _without_first_weights(config: object, model: Model) -> object:
+def _without_first_weights(config: ModelConfig, model: Model) -> ModelConfig:
     """The config with the model's own rule for first weights, which no published config says."""
-    return replace(config, initialization=model.config.initialization)  # type: ignore[type-var]
+    return replace(config, initialization=model.config.initialization)  # type: ignore[arg-type]
 
 
 def _dtype(model: Model) -> torch.dtype:

@@ -33,6 +33,7 @@ def read(attributes: Attributes) -> DecoderOnlyConfig:
     rank = (
         None if attributes.takes("time_step_rank", "auto") else attributes.take("time_step_rank", int, None)
     )
+    d_inner, rank = widths(d_model, d_inner, rank)
     mixer = MambaConfig(d_inner, attributes.take("state_size", int, 16), rank, *_outer(attributes))
     for name in ("use_mambapy", "use_associative_scan", "fused_add_norm"):  # how to compute
         attributes.take(name, bool, False)
@@ -52,7 +53,7 @@ def read2(attributes: Attributes) -> DecoderOnlyConfig:
             f"has num_heads {n_heads} of head_dim {d_head} for an inner width of {d_inner}"
         )
     groups, epsilon = attributes.take("n_groups", int, 8), attributes.take("layer_norm_epsilon", float, 1e-5)
-    mixer = Mamba2Config(d_inner, d_state, d_head, groups, *_outer(attributes), epsilon)
+    mixer = Mamba2Config(widths(d_model, d_inner)[0], d_state, d_head, groups, *_outer(attributes), epsilon)
     attributes.only("time_step_limit", NO_LIMIT, [0.0, math.inf])
     attributes.take("chunk_size", int, 256)  # how to compute
     if not attributes.takes("time_step_rank", "auto"):
@@ -60,6 +61,12 @@ def read2(attributes: Attributes) -> DecoderOnlyConfig:
             "time_step_rank", int, 0
         )  # of Mamba; here a head's step is a map of the block's input
     return _model(attributes, d_model, mixer, tied=False, epsilon=epsilon)
+
+
+def widths(d_model: int, d_inner: int, dt_rank: int | None = None) -> tuple[int | None, int | None]:
+    """The inner width and the rank of Δ; null where they are the usual ones, as our families have them."""
+    usual = math.ceil(d_model / 16)
+    return None if d_inner == 2 * d_model else d_inner, None if dt_rank == usual else dt_rank
 
 
 def _outer(attributes: Attributes) -> tuple[int, bool, bool]:
