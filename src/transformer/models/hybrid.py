@@ -24,6 +24,7 @@ from ..base.position import NoPositionConfig
 from ..base.sockets import Depth, FeedForwardConfig, MixerConfig, PositionConfig, Probability, Size
 from ..base.stack import BlockConfig, StackConfig
 from ..base.wiring import PreNormConfig
+from ..enhancements.architecture.moe.losses import BalanceLossConfig
 from ..enhancements.architecture.moe.mixture import MixtureOfExpertsConfig
 from ..enhancements.architecture.moe.softmax import SoftmaxBeforeTopKConfig
 from ..enhancements.attention.delta_net import DeltaNetConfig
@@ -150,7 +151,8 @@ def jamba(
         feed_forward: FeedForwardConfig = block.feed_forward
         if number % 2:
             router = SoftmaxBeforeTopKConfig(experts_per_token)
-            feed_forward = MixtureOfExpertsConfig(n_experts, feed_forward, router)
+            losses = (BalanceLossConfig(0.001),)
+            feed_forward = MixtureOfExpertsConfig(n_experts, feed_forward, router, losses=losses)
         blocks.append(replace(block, mixer=mixer, feed_forward=feed_forward, norm=RMSNormConfig(1e-6)))
     stack = replace(config.stack, blocks=tuple(blocks), norm=RMSNormConfig(1e-6))
     return replace(config, stack=stack)

@@ -19,6 +19,7 @@ from transformers import (
     DeepseekV2Config,
     DeepseekV3Config,
     GptOssConfig,
+    JambaConfig,
     MixtralConfig,
     OlmoeConfig,
     Qwen2MoeConfig,
@@ -89,6 +90,15 @@ CONFIGS: dict[str, Any] = {
         **SIZES, num_attention_heads=3, num_key_value_heads=1, head_dim=16, intermediate_size=9, num_local_experts=3,
         num_experts_per_tok=1, layer_types=["full_attention"] * 2, swiglu_limit=0.7,
         rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    ),
+    "jamba": JambaConfig(
+        **(GROUPED | {"num_hidden_layers": 3}), intermediate_size=20, num_experts=5, attn_layer_period=3,
+        attn_layer_offset=1, expert_layer_offset=0,
+    ),
+    "jamba, one expert": JambaConfig(
+        **SIZES, num_attention_heads=3, num_key_value_heads=1, head_dim=10, intermediate_size=9, num_experts=1,
+        num_experts_per_tok=1, attn_layer_period=2, attn_layer_offset=0, mamba_d_state=5, mamba_d_conv=3,
+        mamba_expand=1, mamba_dt_rank=7, mamba_conv_bias=False, rms_norm_eps=1e-3, tie_word_embeddings=True,
     ),
 }  # fmt: skip
 each_family = pytest.mark.parametrize("name", CONFIGS)
@@ -213,6 +223,14 @@ OLDER: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         },
         ("rope_parameters", "swiglu_alpha", "layer_types"),
     ),
+    "jamba": (
+        "jamba",
+        {
+            "n_ctx": 4096, "calc_logits_for_entire_prompt": False, "mamba_inner_layernorms": True,
+            "num_logits_to_keep": 1, "sliding_window": None, "mamba_dt_rank": "auto",
+        },
+        ("max_position_embeddings", "use_mambapy", "use_associative_scan"),
+    ),
 }  # fmt: skip
 
 
@@ -242,6 +260,20 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no such expert": ("mixtral", {"num_local_experts": 6}, "has no tensor .*experts.5.w1.weight"),
     "narrower": ("qwen3_moe", {"moe_intermediate_size": 8}, "has shape .* which does not fit .*experts.*_proj.weight"),
     "unknown": ("qwen2_moe", {"router_bias": 1}, "has the attribute 'router_bias', which is not known"),
+    "no norms inside": (
+        "jamba", {"mamba_inner_layernorms": False}, "has mamba_inner_layernorms False, and only True",
+    ),
+    "a window": ("jamba", {"sliding_window": 17}, "has sliding_window 17, and only null"),
+    "another activation": ("jamba", {"hidden_act": "gelu"}, "has hidden_act 'gelu', and only 'silu'"),
+    "biased attention": ("jamba", {"attention_bias": True}, "has attention_bias True, and only False"),
+    "no such layer": (
+        "jamba", {"attn_layer_offset": 3}, "has attn_layer_offset 3, which is not from 0 to below attn_layer_period 3",
+    ),
+    "no period": (
+        "jamba", {"expert_layer_period": 0}, "has expert_layer_offset 0, which is not from 0 to below expert_layer_p",
+    ),
+    "attention elsewhere": ("jamba", {"attn_layer_offset": 2}, "has no tensor 'model.layers.1.mamba"),
+    "experts elsewhere": ("jamba", {"expert_layer_offset": 1}, "has no tensor 'model.layers.0.feed_forward.down"),
     "kinds of layer": ("gpt_oss", {"layer_types": ["full_attention"]}, "has layer_types other than"),
 }  # fmt: skip
 

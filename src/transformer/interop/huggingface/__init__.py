@@ -28,6 +28,7 @@ from . import (
     gpt_oss,
     gptj,
     granite,
+    jamba,
     llama,
     mamba,
     marian,
@@ -78,6 +79,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             deepseek,
             gpt_oss,
             mamba,
+            jamba,
         )
         for family in part.FAMILIES
     }

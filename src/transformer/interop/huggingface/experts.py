@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ...base.sockets import FeedForwardConfig, MixerConfig, NormConfig
+from ...base.sockets import FeedForwardConfig, MixerConfig, NormConfig, PositionConfig
 from ...base.stack import BlockConfig, StackConfig
 from ...base.wiring import PreNormConfig
 from ...enhancements.architecture.moe.losses import BalanceLossConfig, RouterLossConfig
@@ -25,7 +25,6 @@ from ...enhancements.feed_forward.glu import GatedFeedForwardConfig
 from ...enhancements.feed_forward.token_gated import TokenGatedFeedForwardConfig
 from ...enhancements.initialization import GPT2Config
 from ...enhancements.normalization.rms_norm import RMSNormConfig
-from ...enhancements.position.rope import RotaryPositionConfig
 from ...models import DecoderOnlyConfig
 from .attributes import Attributes
 from .family import require
@@ -73,7 +72,7 @@ def decoder(
     d_model: int,
     layers: Sequence[tuple[MixerConfig, FeedForwardConfig]],
     norm: NormConfig,
-    position: RotaryPositionConfig,
+    position: PositionConfig,
 ) -> DecoderOnlyConfig:
     """Return the decoder of these layers, and see that no attribute is left."""
     blocks = [BlockConfig(mixer, part, wiring=PreNormConfig(0.0), norm=norm) for mixer, part in layers]
