@@ -49,6 +49,7 @@ from transformer.enhancements.architecture.moe.softmax import SoftmaxAfterTopKCo
 from transformer.enhancements.architecture.output_dropout import OutputDropoutStackConfig
 from transformer.enhancements.architecture.parallel import ParallelConfig
 from transformer.enhancements.architecture.residual_multiplier import ResidualMultiplierConfig
+from transformer.enhancements.architecture.stochastic_depth import StochasticDepthConfig
 from transformer.enhancements.attention.free_cross import FreeCrossAttentionConfig
 from transformer.enhancements.attention.grouped_query import GroupedQueryAttentionConfig
 from transformer.enhancements.attention.linear import LinearAttentionConfig
@@ -66,6 +67,7 @@ from transformer.enhancements.normalization.dynamic_tanh import DynamicTanhConfi
 from transformer.enhancements.normalization.group_norm import GroupNormConfig
 from transformer.enhancements.normalization.layer_scale import LayerScaleConfig
 from transformer.enhancements.normalization.non_parametric_layer_norm import NonParametricLayerNormConfig
+from transformer.enhancements.normalization.non_parametric_rms_norm import NonParametricRMSNormConfig
 from transformer.enhancements.normalization.post_sublayer_norm import PostSublayerNormConfig
 from transformer.enhancements.normalization.resi_dual import ResiDualConfig, ResiDualNormConfig, resi_dual
 from transformer.enhancements.normalization.rms_norm import RMSNormConfig
@@ -125,6 +127,7 @@ MEETING: tuple[tuple[type[NormConfig], type[WiringConfig]], ...] = (
     (DynamicTanhConfig, LayerScaleConfig),
     (UnitOffsetRMSNormConfig, DeepNormConfig),
     (NonParametricLayerNormConfig, ResidualMultiplierConfig),
+    (NonParametricRMSNormConfig, StochasticDepthConfig),
 )
 """A norm and a wiring that are proved in the same models, to save time."""
 

@@ -42,6 +42,7 @@ from .normalization.dynamic_tanh import dynamic_tanh
 from .normalization.group_norm import group_norm
 from .normalization.layer_scale import layer_scale
 from .normalization.non_parametric_layer_norm import non_parametric_layer_norm
+from .normalization.non_parametric_rms_norm import non_parametric_rms_norm
 from .normalization.post_norm import post_norm
 from .normalization.post_sublayer_norm import post_sublayer_norm
 from .normalization.pre_norm import pre_norm
@@ -106,6 +107,7 @@ __all__ = [
     "naive_attention",
     "no_bias",
     "non_parametric_layer_norm",
+    "non_parametric_rms_norm",
     "parallel_blocks",
     "performer",
     "pool_heads",

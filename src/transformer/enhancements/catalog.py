@@ -56,6 +56,7 @@ from .normalization.dynamic_tanh import DynamicTanhConfig
 from .normalization.group_norm import GroupNormConfig
 from .normalization.layer_scale import LayerScaleConfig
 from .normalization.non_parametric_layer_norm import NonParametricLayerNormConfig
+from .normalization.non_parametric_rms_norm import NonParametricRMSNormConfig
 from .normalization.post_sublayer_norm import PostSublayerNormConfig
 from .normalization.resi_dual import ResiDualConfig, ResiDualNormConfig
 from .normalization.rms_norm import RMSNormConfig
@@ -152,6 +153,7 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             ScaleNormConfig,
             BiasFreeLayerNormConfig,
             NonParametricLayerNormConfig,
+            NonParametricRMSNormConfig,
             GroupNormConfig,
             DynamicTanhConfig,
             ResiDualNormConfig,

@@ -32,6 +32,12 @@ def non_parametric_layer_norm(x: Array, epsilon: float) -> tuple[Array, Backward
     return y, lambda dy: {"x": back(dy)["x"]}
 
 
+def non_parametric_rms_norm(x: Array, epsilon: float) -> tuple[Array, Backward]:
+    """x / √(mean x² + ε)."""
+    y, back = rms_norm(x, np.ones(x.shape[-1]), epsilon)
+    return y, lambda dy: {"x": back(dy)["x"]}
+
+
 def scale_norm(x: Array, g: Array, epsilon: float) -> tuple[Array, Backward]:
     """g x / ‖x‖, and g x / ε for a vector shorter than ε; token by token."""
     y, lengths = np.zeros_like(x), np.zeros(x.shape[:-1])

@@ -35,6 +35,10 @@ from transformer.enhancements.normalization.non_parametric_layer_norm import (
     NonParametricLayerNorm,
     NonParametricLayerNormConfig,
 )
+from transformer.enhancements.normalization.non_parametric_rms_norm import (
+    NonParametricRMSNorm,
+    NonParametricRMSNormConfig,
+)
 from transformer.enhancements.normalization.resi_dual import ResiDualNormConfig
 from transformer.enhancements.normalization.rms_norm import RMSNorm, RMSNormConfig
 from transformer.enhancements.normalization.scale_norm import ScaleNorm, ScaleNormConfig
@@ -51,6 +55,7 @@ each_norm = pytest.mark.parametrize(
     "norm",
     [
         NonParametricLayerNormConfig(),
+        NonParametricRMSNormConfig(),
         UnitOffsetRMSNormConfig(),
         ScaleNormConfig(),
         GroupNormConfig(6),
@@ -66,6 +71,15 @@ def test_non_parametric_layer_norm(epsilon: float, dtype: torch.dtype, tolerance
     module, x = NonParametricLayerNorm(WIDTH, epsilon), inputs(64, dtype)
     assert not list(module.parameters())
     expected = definitions.non_parametric_layer_norm(array(x), epsilon)
+    compare(module(x), {"x": x}, module, expected, tolerance)
+
+
+@each_precision
+@pytest.mark.parametrize("epsilon", [1e-6, 0.5])
+def test_non_parametric_rms_norm(epsilon: float, dtype: torch.dtype, tolerance: float) -> None:
+    module, x = NonParametricRMSNorm(epsilon), inputs(64, dtype)
+    assert not list(module.parameters())
+    expected = definitions.non_parametric_rms_norm(array(x), epsilon)
     compare(module(x), {"x": x}, module, expected, tolerance)
 
 
@@ -110,6 +124,7 @@ def test_the_definitions_agree_with_finite_differences() -> None:
     x, gain, shift = rng.normal(size=(2, 5, 12)), rng.normal(size=12), rng.normal(size=12)
     functions: list[Any] = [
         lambda x: definitions.unit_offset_rms_norm(x, gain, 0.1),
+        lambda x: definitions.non_parametric_rms_norm(x, 0.1),
         lambda x: definitions.scale_norm(x, gain, 3.5),
         lambda x: definitions.group_norm(x, gain, shift, 3, 0.1),
         lambda x: definitions.dynamic_tanh(x, gain, gain, shift),

@@ -14,7 +14,8 @@ First weights (§3.6 and the authors' code): A_log = log(1 … n), D = 1, W_Δ u
 steps are log-uniform in (0.001, 0.1), at least 0.0001. None of these belongs to a linear map by type, so that no other
 initialization overwrites them and no weight decay pulls at them.
 
-Jamba (arXiv 2403.19887 §3.2) normalizes r, B and C: `inner_norm`. Padding enters neither the convolution nor the state.
+Jamba (arXiv 2403.19887 §3.2) normalizes r, B and C, and FalconMamba (arXiv 2410.05355) without a gain: `inner_norm`.
+Padding enters neither the convolution nor the state.
 Cost per sequence: O(t·i·(d + n)), and a state of i·(n + 3) numbers, whatever the length. About 6d² weights.
 """
 
