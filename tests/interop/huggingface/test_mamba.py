@@ -1,4 +1,4 @@
-"""Mamba and Mamba-2: published models are ours, and ours are published models."""
+"""Mamba, Mamba-2 and FalconMamba: published models are ours, and ours are published models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Mamba2Config, MambaConfig
+from transformers import FalconMambaConfig, Mamba2Config, MambaConfig
 
 from tests.interop.huggingface.published import (
     VOCAB,
@@ -19,6 +19,10 @@ from tests.interop.huggingface.published import (
     round_trip,
 )
 from transformer import load
+from transformer.enhancements.compose import replace_parts
+from transformer.enhancements.normalization.non_parametric_rms_norm import NonParametricRMSNormConfig
+from transformer.enhancements.normalization.rms_norm import RMSNormConfig
+from transformer.enhancements.ssm.mamba import MambaConfig as MambaMixerConfig
 from transformer.generation import generate
 from transformer.interop import to_huggingface
 from transformer.interop.huggingface import FAMILIES
@@ -37,6 +41,9 @@ CONFIGS: dict[str, Any] = {
     "mamba2, tied": Mamba2Config(
         **SIZES, **NO_END, num_heads=3, head_dim=32, n_groups=1, state_size=7, chunk_size=32, conv_kernel=3,
         use_conv_bias=False, tie_word_embeddings=True, layer_norm_epsilon=1e-3,
+    ),
+    "falcon_mamba": FalconMambaConfig(
+        **SIZES, **NO_END, state_size=5, time_step_rank=7, tie_word_embeddings=False, mixer_rms_eps=0.03,
     ),
 }  # fmt: skip
 BIASED = MambaConfig(**SIZES, **NO_END, use_bias=True)
@@ -70,7 +77,7 @@ def test_with_biases_theirs_sees_padding_on_the_left(tmp_path: Path) -> None:
         assert (ours(tokens, mask)[1:2, 23:] - alone).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "falcon_mamba"])
 def test_what_they_write_we_write(name: str, tmp_path: Path) -> None:
     """Greedily, from their cache and from our state."""
     theirs: Any = published(CONFIGS[name], tmp_path)
@@ -81,7 +88,7 @@ def test_what_they_write_we_write(name: str, tmp_path: Path) -> None:
     assert torch.equal(generate(load(tmp_path), prompt, 12, temperature=0.0), expected)
 
 
-@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "falcon_mamba"])
 @torch.no_grad()
 def test_their_cache_and_our_state_give_the_same_logits(name: str, tmp_path: Path) -> None:
     theirs: nn.Module = published(CONFIGS[name], tmp_path)
@@ -117,10 +124,37 @@ def test_the_published_attributes_are_read() -> None:
     assert config_of(attributes) == mamba()
 
 
+def test_the_published_attributes_of_falcon_mamba_are_read() -> None:
+    """The config.json of tiiuae/falcon-mamba-7b, whose `expand` is not what `intermediate_size` says."""
+    attributes = {
+        "_name_or_path": "./", "architectures": ["FalconMambaForCausalLM"], "bos_token_id": 0, "conv_kernel": 4,
+        "eos_token_id": 11, "expand": 16, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.1,
+        "intermediate_size": 8192, "layer_norm_epsilon": 1e-05, "model_type": "falcon_mamba",
+        "num_hidden_layers": 64, "pad_token_id": 11, "rescale_prenorm_residual": False, "residual_in_fp32": True,
+        "state_size": 16, "tie_word_embeddings": False, "time_step_floor": 0.0001,
+        "time_step_init_scheme": "random", "time_step_max": 0.1, "time_step_min": 0.001, "time_step_rank": 256,
+        "time_step_scale": 1.0, "torch_dtype": "bfloat16", "transformers_version": "4.43.0.dev0", "use_bias": False,
+        "use_cache": True, "use_conv_bias": True, "vocab_size": 65024,
+    }  # fmt: skip
+    plain = mamba(65024, 4096, 64, tie_embeddings=False)
+    inner = MambaMixerConfig(inner_norm=NonParametricRMSNormConfig(1e-6))
+    assert config_of(attributes) == replace_parts(plain, MambaMixerConfig, lambda _: inner)
+    assert FalconMambaConfig(**attributes).intermediate_size == 8192
+
+
+def test_a_norm_of_another_kind_within_the_mixers_is_not_saved_as_falcon_mamba(tmp_path: Path) -> None:
+    inner = MambaMixerConfig(inner_norm=RMSNormConfig())
+    config = replace_parts(mamba(20, 32, 1), MambaMixerConfig, lambda _: inner)
+    for family, reason in (("falcon_mamba", "no norms without a gain inside"), ("mamba", "norms inside")):
+        with pytest.raises(ValueError, match=f"{family}: its mixers have {reason}"):
+            to_huggingface(build(config), tmp_path, model_type=family)
+
+
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
         ({"hidden_act": "gelu"}, r"has hidden_act 'gelu', and only 'silu' can be loaded$"),
+        ({"model_type": "falcon_mamba", "hidden_act": "gelu"}, r"has hidden_act 'gelu', and only 'silu'"),
         ({"d_model": 40}, r"has d_model 40, and only 48 can be loaded$"),
         (
             {"model_type": "mamba2", "num_heads": 5},

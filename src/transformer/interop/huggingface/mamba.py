@@ -1,4 +1,7 @@
-"""Mamba and Mamba-2 (arXiv 2312.00752, 2405.21060): stacks of mixers without attention and feed-forward networks."""
+"""Mamba, Mamba-2 and FalconMamba (arXiv 2312.00752, 2405.21060, 2410.05355): stacks of mixers and nothing else.
+
+FalconMamba is Mamba whose B, C and what becomes Δ are normalized, without a gain.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from typing import Any
 
 from ...base.normalization import NoNormConfig
 from ...base.position import NoPositionConfig
-from ...base.sockets import MixerConfig
+from ...base.sockets import MixerConfig, NormConfig
 from ...base.stack import BlockConfig, StackConfig
 from ...base.wiring import PreNormConfig
+from ...enhancements.normalization.non_parametric_rms_norm import NonParametricRMSNormConfig
 from ...enhancements.normalization.rms_norm import RMSNormConfig
 from ...enhancements.ssm.initialization import MambaInitializationConfig
 from ...enhancements.ssm.mamba import MambaConfig
@@ -25,8 +29,8 @@ NO_LIMIT = [0.0, {"__float__": "Infinity"}]
 """The limits of Mamba-2's steps as `transformers` writes those that limit nothing."""
 
 
-def read(attributes: Attributes) -> DecoderOnlyConfig:
-    """Return the config of Mamba that the attributes describe."""
+def read(attributes: Attributes, inner_norm: NormConfig = NoNormConfig()) -> DecoderOnlyConfig:  # noqa: B008 (frozen)
+    """Return the config of Mamba that the attributes describe, with this norm within its mixers."""
     d_model = either(attributes, int, ("hidden_size", "d_model"))
     names = ("intermediate_size", "d_inner")
     d_inner = either(attributes, int, names, attributes.take("expand", int, 2) * d_model)
@@ -34,13 +38,21 @@ def read(attributes: Attributes) -> DecoderOnlyConfig:
         None if attributes.takes("time_step_rank", "auto") else attributes.take("time_step_rank", int, None)
     )
     d_inner, rank = widths(d_model, d_inner, rank)
-    mixer = MambaConfig(d_inner, attributes.take("state_size", int, 16), rank, *_outer(attributes))
+    mixer = MambaConfig(
+        d_inner, attributes.take("state_size", int, 16), rank, *_outer(attributes), inner_norm
+    )
     for name in ("use_mambapy", "use_associative_scan", "fused_add_norm"):  # how to compute
         attributes.take(name, bool, False)
     attributes.only("rms_norm", True)
     attributes.only("ssm_cfg", {})
     attributes.take("pad_vocab_size_multiple", int, 1)  # vocab_size is padded already
     return _model(attributes, d_model, mixer, tied=True)
+
+
+def read_falcon(attributes: Attributes) -> DecoderOnlyConfig:
+    """Return the config of FalconMamba that the attributes describe."""
+    attributes.take("use_falcon_mambapy", bool, False)  # how to compute
+    return read(attributes, NonParametricRMSNormConfig(attributes.take("mixer_rms_eps", float, 1e-6)))
 
 
 def read2(attributes: Attributes) -> DecoderOnlyConfig:
@@ -101,11 +113,25 @@ def _model(
 
 def write(config: Any) -> dict[str, Any]:
     """Return the attributes that describe a config of Mamba; `OtherFamilyError` where none do."""
-    found, mixer = _write(config, MambaConfig)
+    found, mixer = _write_first(config)
     require(isinstance(mixer.inner_norm, NoNormConfig), "its mixers have norms inside")
+    return found
+
+
+def write_falcon(config: Any) -> dict[str, Any]:
+    """Return the attributes that describe a config of FalconMamba; `OtherFamilyError` where none do."""
+    found, mixer = _write_first(config)
+    norm = mixer.inner_norm
+    require(isinstance(norm, NonParametricRMSNormConfig), "its mixers have no norms without a gain inside")
+    return found | {"mixer_rms_eps": norm.epsilon}
+
+
+def _write_first(config: Any) -> tuple[dict[str, Any], Any]:
+    """The attributes that Mamba and FalconMamba share, and the mixer."""
+    found, mixer = _write(config, MambaConfig)
     rank = mixer.dt_rank or -(-config.d_model // 16)
     inner = {"time_step_rank": rank, "intermediate_size": mixer.d_inner or 2 * config.d_model}
-    return found | inner
+    return found | inner, mixer
 
 
 def write2(config: Any) -> dict[str, Any]:
@@ -184,5 +210,6 @@ def rules(config: DecoderOnlyConfig) -> Sequence[Rule]:
 
 FAMILIES = (
     Family("mamba", "MambaForCausalLM", read, write, rules, "backbone."),
+    Family("falcon_mamba", "FalconMambaForCausalLM", read_falcon, write_falcon, rules, "backbone."),
     Family("mamba2", "Mamba2ForCausalLM", read2, write2, rules, "backbone."),
 )
