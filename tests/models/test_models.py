@@ -34,6 +34,7 @@ from transformer.models import (
     Transformer,
     build,
     gpt,
+    palm,
     transformer,
 )
 
@@ -143,6 +144,7 @@ def names_of_weights() -> str:
     }
     del sizes["max_seq_len"]
     models |= {"T5": T5(**sizes), "T5 1.1": T5(**sizes, version="1.1")}
+    models["PaLM"] = build(palm(**sizes))
     lines = []
     for title, model in models.items():
         lines += [f"# {title}", *(f"{name} {tuple(x.shape)}" for name, x in model.state_dict().items())]

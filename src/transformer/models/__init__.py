@@ -24,6 +24,7 @@ from .hybrid import hybrid, jamba, samba
 from .llama import LLaMA, llama
 from .mamba import Mamba, mamba, mamba2
 from .masked_head import MaskedHeadConfig, NoHeadConfig
+from .palm import palm
 from .pooler import MeanPoolerConfig, NoPoolerConfig, PoolerConfig
 from .t5 import T5, t5
 
@@ -37,6 +38,7 @@ FAMILIES: Mapping[str, Callable[..., ModelConfig]] = MappingProxyType(
         "transformer": transformer,
         "gpt": gpt,
         "llama": llama,
+        "palm": palm,
         "bert": bert,
         "t5": t5,
         "mamba": mamba,
@@ -117,6 +119,7 @@ __all__ = [
     "llama",
     "mamba",
     "mamba2",
+    "palm",
     "samba",
     "t5",
     "transformer",

@@ -22,6 +22,7 @@ TASKS: Mapping[str, tuple[Task[Any, Any, Any], ...]] = MappingProxyType(
         "transformer": (Translation(),),
         "gpt": (LanguageModelling(), SolvingProblems()),
         "llama": (LanguageModelling(), SolvingProblems()),
+        "palm": (LanguageModelling(), SolvingProblems()),
         "mamba": (LanguageModelling(), SolvingProblems()),
         "mamba2": (LanguageModelling(), SolvingProblems()),
         "hybrid": (LanguageModelling(), SolvingProblems()),
