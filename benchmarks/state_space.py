@@ -4,8 +4,7 @@
 `transformers` saves. Training is one forward and one backward pass of the whole language model, the two in turn.
 Decoding is greedy, each library by its own `generate`, and the texts must be equal. All times are of the processor.
 Ratios are of pairs that ran one after the other; given are their median, least and largest. `sequential` is our own
-model with the scan token by token. `compiled` is our decoding step under `torch.compile`, which needs a C++ compiler
-and most of a minute at first.
+model with the scan token by token. `compiled` is `Compiled(model)` in the model's place.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from transformers import AutoModelForCausalLM, Mamba2Config, MambaConfig
 
 from transformer import load
 from transformer.enhancements import SCANS
-from transformer.generation import generate
+from transformer.generation import Compiled, generate
 
 
 def pair(kind: str, d_model: int, n_layers: int) -> tuple[Any, Any]:
@@ -68,16 +67,6 @@ def write(theirs: Any, ours: Any, prompt: Tensor, new: int) -> tuple[float, floa
     return middle - begin, end - middle
 
 
-def compile_steps(model: Any) -> None:
-    """Compile what decodes one token; prompts are read as before."""
-    plain, fast = model.decode, torch.compile(model.decode)
-
-    def decode(tokens: Tensor, *rest: Any) -> Tensor:
-        return (fast if tokens.shape[1] == 1 else plain)(tokens, *rest)  # type: ignore[no-any-return]
-
-    model.decode = decode
-
-
 def report_training(kind: str, options: argparse.Namespace) -> None:
     """Print a line for each length, against `transformers` and against our own scan token by token."""
     theirs, ours = pair(kind, options.d_model, options.layers)
@@ -100,11 +89,10 @@ def report_decoding(kind: str, options: argparse.Namespace) -> None:
     """Print a line for our model as it is and one for it compiled."""
     theirs, ours = (model.eval() for model in pair(kind, options.decode_width, options.decode_layers))
     prompt = torch.randint(256, (1, 16))
-    for name in ("decode", "decode, compiled"):
-        times = [write(theirs, ours, prompt, options.new_tokens) for _ in range(options.rounds + 1)][1:]
+    for name, writer in (("decode", ours), ("decode, compiled", Compiled(ours))):
+        times = [write(theirs, writer, prompt, options.new_tokens) for _ in range(options.rounds + 1)][1:]
         speeds = [options.new_tokens / min(side) for side in zip(*times, strict=True)]
         line(kind, f"{name}, tokens/s", speeds[0], speeds[1], [a / b for a, b in times])
-        compile_steps(ours)
 
 
 def line(kind: str, name: str, theirs: float, ours: float, ratios: list[float]) -> None:

@@ -59,6 +59,30 @@ def mean_with_interval(values: Sequence[float], digits: int = 3) -> str:
     return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
 
 
+def draw(path: Path, lines: Mapping[str, Mapping[float, Sequence[float]]], x: str, y: str) -> None:
+    """Draw the mean of each line at each place, and every run as a dot; repeated calls write the same file."""
+    import matplotlib.pyplot as plt
+
+    markers = ("o", "s", "^", "D", "v", "P")
+    with plt.rc_context({"svg.hashsalt": path.stem, "font.size": 9}):
+        figure, axes = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
+        for marker, (name, places) in zip(markers, lines.items(), strict=False):
+            means = [statistics.mean(values) for values in places.values()]
+            (line,) = axes.plot(list(places), means, marker=marker, label=name)
+            for place, values in places.items():
+                axes.plot([place] * len(values), values, ".", color=line.get_color(), alpha=0.4)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(
+            list(next(iter(lines.values()))), [f"{place:g}" for place in next(iter(lines.values()))]
+        )
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
 def table(rows: Mapping[str, Mapping[str, str]]) -> str:
     """Rows of cells by column as Markdown."""
     columns = list(next(iter(rows.values())))

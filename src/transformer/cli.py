@@ -145,12 +145,16 @@ def generate(
     stream: Annotated[
         bool | None, Parameter(help="Show the text as it is written; on a terminal it is.")
     ] = None,
+    compiled: Annotated[
+        bool,
+        Parameter("--compile", help="Compile the step: a minute at first, then faster for small models."),
+    ] = False,
 ) -> int:
     """Continue a prompt with a language model: of a run, of a published model's directory, or of a .gguf file."""
     from .writing import generate as work
 
     options: dict[str, Any] = {**choosing.work(1.0), "beam_size": beam_size, "length_penalty": length_penalty}
-    return work(model, prompt, samples=samples, stream=stream, **options)
+    return work(model, prompt, samples=samples, stream=stream, compiled=compiled, **options)
 
 
 @app.command

@@ -10,6 +10,7 @@ from .data import Tokenizer
 from .generation import (
     BeamOptions,
     Chat,
+    Compiled,
     DraftModel,
     PromptLookup,
     Sampling,
@@ -39,6 +40,7 @@ def generate(
     look_up: int | None,
     tokenizer: Path | None,
     sampling: Sampling,
+    compiled: bool = False,
 ) -> int:
     """Write the prompt and what the model makes of it."""
     if samples < 1:
@@ -52,8 +54,9 @@ def generate(
     writing = Writing(max_new_tokens, sampling, strings, beams, drafter)
     if prompt is None:  # a run of this project knows no token to begin with: a line does
         prompt = "" if isinstance(words, PublishedTokenizer) else "\n"
+    writer = Compiled(model) if compiled else model
     for sample in range(samples):
-        pieces = write(model, words, prompt, writing, sample)
+        pieces = write(writer, words, prompt, writing, sample)
         _show(pieces, first=prompt, stream=sys.stdout.isatty() if stream is None else stream)
         sys.stdout.write("\n" if sample + 1 == samples else "\n\n")
     _report(drafter)

@@ -2,6 +2,7 @@
 
 from .beam_search import BeamOptions, beam_generate, beam_search
 from .chat import Chat, render_template
+from .compiled import Compiled
 from .generate import generate, stream
 from .protocol import Decoder, EncoderDecoder, State, evaluating
 from .sampling import Sampling
@@ -13,6 +14,7 @@ from .translate import translate
 __all__ = [
     "BeamOptions",
     "Chat",
+    "Compiled",
     "Decoder",
     "DraftModel",
     "EncoderDecoder",

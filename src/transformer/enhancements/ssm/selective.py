@@ -28,8 +28,8 @@ from torch.autograd.function import once_differentiable
 
 from .scan import continues
 
-CHUNK = 32
-"""Tokens of a chunk: how to compute, not what."""
+SHORTEST, LONGEST, BUFFER = 8, 32, 2**18
+"""Bounds on the tokens of a chunk, and the numbers of a buffer that stays in the cache: how to compute, not what."""
 
 
 def selective_scan(
@@ -40,9 +40,10 @@ def selective_scan(
     C: Float[Tensor, "b t 1 n"],
     runs: Int[Tensor, "b t"] | None,
     initial: Float[Tensor, "b h n 1"],
-    size: int = CHUNK,
+    size: int | None = None,
 ) -> tuple[Float[Tensor, "b t h 1"], Float[Tensor, "b h n 1"]]:
-    """The recurrence for heads one channel wide that all read one B and one C."""
+    """The recurrence for heads one channel wide that all read one B and one C; `size`: tokens of a chunk."""
+    size = size or max(SHORTEST, min(LONGEST, BUFFER // max(1, initial.numel())))
     kept = None if runs is None else continues(runs, x)
     out, state = _Selective.apply(  # type: ignore[no-untyped-call]
         x[..., 0], dt, A, B[:, :, 0], C[:, :, 0], kept, initial[..., 0], size
