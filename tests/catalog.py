@@ -96,6 +96,7 @@ from transformer.enhancements.position.yarn import YaRNRopeScalingConfig
 from transformer.enhancements.ssm.initialization import MambaInitializationConfig
 from transformer.enhancements.ssm.mamba import MambaConfig
 from transformer.enhancements.ssm.mamba2 import Mamba2Config
+from transformer.enhancements.ssm.rg_lru import RGLRUConfig
 from transformer.enhancements.ssm.s4d import S4DConfig
 from transformer.models import DecoderOnlyConfig, Model, ModelConfig, build
 
@@ -131,12 +132,13 @@ MEETING: tuple[tuple[type[NormConfig], type[WiringConfig]], ...] = (
 )
 """A norm and a wiring that are proved in the same models, to save time."""
 
-STATE_SPACE: tuple[type[MixerConfig], ...] = (S4DConfig, MambaConfig, Mamba2Config)
+STATE_SPACE: tuple[type[MixerConfig], ...] = (S4DConfig, MambaConfig, Mamba2Config, RGLRUConfig)
 HYBRID: tuple[MixerConfig, ...] = (
     MambaConfig(18, 5, 3, convolution=3, conv_bias=False, bias=True, inner_norm=RMSNormConfig()),
     MultiHeadAttentionConfig(HEADS, dropout=0.2),
     Mamba2Config(16, 5, 4, n_groups=2, convolution=3, conv_bias=False, bias=True),
     S4DConfig(4, "inv", "bilinear"),
+    RGLRUConfig(18, 2, convolution=3),
 )
 """State-space models are proved in the blocks of one decoder, and other forms of them, beside attention, in another."""
 
@@ -348,7 +350,7 @@ TOGETHER: tuple[tuple[Any, Callable[[Any], tuple[ModelConfig, ...]]], ...] = (
     (RopeScalingConfig | ALiBiConfig | T5BiasConfig | XPositionConfig | RelativeAttentionConfig, positioned),
     (RouterConfig | RouterLossConfig | MixtureOfExpertsConfig | TokenGatedFeedForwardConfig, mixtures),
     (ExpertChoiceConfig | SoftMixtureOfExpertsConfig | ClampedGatedFeedForwardConfig, mixtures),
-    (S4DConfig | MambaConfig | Mamba2Config | MambaInitializationConfig, state_space),
+    (S4DConfig | MambaConfig | Mamba2Config | RGLRUConfig | MambaInitializationConfig, state_space),
     (StackConfig, lambda part: (DecoderOnlyConfig(VOCAB, WIDTH, part),)),
 )
 """Kinds of part that are proved in models of their own, some together."""

@@ -60,6 +60,7 @@ from .position.xpos import xpos
 from .ssm.forms import SCANS, best_scan
 from .ssm.mamba import selective_state_space
 from .ssm.mamba2 import state_space_duality
+from .ssm.rg_lru import real_gated_recurrence
 from .ssm.s4d import s4d
 from .switches import SWITCHES, apply_switches
 
@@ -115,6 +116,7 @@ __all__ = [
     "post_sublayer_norm",
     "pre_norm",
     "qk_norm",
+    "real_gated_recurrence",
     "reglu",
     "relu_squared",
     "replace_parts",

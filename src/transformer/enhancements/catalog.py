@@ -83,6 +83,7 @@ from .position.yarn import YaRNRopeScalingConfig
 from .ssm.initialization import MambaInitializationConfig
 from .ssm.mamba import MambaConfig
 from .ssm.mamba2 import Mamba2Config
+from .ssm.rg_lru import RGLRUConfig
 from .ssm.s4d import S4DConfig
 
 CATALOG: Mapping[str, type[Config]] = MappingProxyType(
@@ -108,6 +109,7 @@ CATALOG: Mapping[str, type[Config]] = MappingProxyType(
             S4DConfig,
             MambaConfig,
             Mamba2Config,
+            RGLRUConfig,
             # feed-forward
             ReluFeedForwardConfig,
             GELUFeedForwardConfig,

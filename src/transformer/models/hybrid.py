@@ -40,6 +40,7 @@ from ..enhancements.normalization.rms_norm import RMSNormConfig
 from ..enhancements.position.rope import RotaryPositionConfig
 from ..enhancements.ssm.mamba import MambaConfig
 from ..enhancements.ssm.mamba2 import Mamba2Config
+from ..enhancements.ssm.rg_lru import RGLRUConfig
 from ..enhancements.ssm.s4d import S4DConfig
 from ..utils.codec import suggest
 from .decoder import DecoderOnlyConfig
@@ -67,6 +68,7 @@ MIXERS: Mapping[str, Callable[[_Sizes], MixerConfig]] = MappingProxyType(
         "mamba": lambda s: MambaConfig(),
         "mamba2": lambda s: Mamba2Config(),
         "s4d": lambda s: S4DConfig(),
+        "rg_lru": lambda s: RGLRUConfig(n_heads=s.n_heads),
         "linear_attention": lambda s: LinearAttentionConfig(s.n_heads),
         "retention": lambda s: RetentionConfig(s.n_heads),
         "gated_linear_attention": lambda s: GatedLinearAttentionConfig(s.n_heads),

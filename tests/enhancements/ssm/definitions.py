@@ -123,3 +123,44 @@ def s4d(x: Array, w: Weights, discretization: str) -> Array:
         y[t] = (C * S).sum(1).real + w["D"] * x[t]
     y = 0.5 * y * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))
     return project(y, w, "out_proj") / (1 + np.exp(-project(y, w, "gate_proj")))
+
+
+def linear_recurrence(a: Array, u: Array, h: Array) -> tuple[Array, Backward]:
+    """h ← a ⊙ h + u for each channel; a, u (t, i), h (i)."""
+    states = [h]
+    for t in range(len(a)):
+        states.append(a[t] * states[-1] + u[t])
+
+    def backward(dh: Array, last: Array) -> tuple[Array, ...]:
+        da, du = np.zeros_like(a), np.zeros_like(u)
+        for t in reversed(range(len(a))):
+            last = last + dh[t]
+            da[t], du[t] = last * states[t], last
+            last = a[t] * last
+        return da, du, last
+
+    return np.array(states[1:]), backward
+
+
+def rg_lru(x: Array, w: Weights) -> Array:
+    """Equations 1 to 4 of Griffin with c = 8, and 1 in place of √(1 − a²) at the first token."""
+
+    def gate(y: Array, name: str) -> Array:
+        weight, bias = w[f"recurrence.{name}.weight"], w[f"recurrence.{name}.bias"]
+        parts = np.split(y, len(weight))
+        return 1 / (
+            1 + np.exp(-np.concatenate([p @ m + b for p, m, b in zip(parts, weight, bias, strict=True)]))
+        )
+
+    weight, inputs = w["convolution.weight"], project(x, w, "in_proj")
+    z = project(x, w, "gate_proj")
+    left = 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+    h, y = np.zeros(inputs.shape[1]), np.zeros_like(inputs)
+    for t in range(len(x)):
+        u = w["convolution.bias"] + sum(
+            weight[:, j] * inputs[t - j] for j in range(min(weight.shape[1], t + 1))
+        )
+        a = np.exp(-8 * softplus(w["recurrence.decay"]) * gate(u, "recurrence_gate"))
+        h = a * h + (np.sqrt(1 - a * a) if t else 1.0) * gate(u, "input_gate") * u
+        y[t] = left[t] * h
+    return project(y, w, "out_proj")
