@@ -26,6 +26,7 @@ from .mamba import Mamba, mamba, mamba2
 from .masked_head import MaskedHeadConfig, NoHeadConfig
 from .palm import palm
 from .pooler import MeanPoolerConfig, NoPoolerConfig, PoolerConfig
+from .recurrent_gemma import recurrent_gemma
 from .t5 import T5, t5
 
 ModelConfig: TypeAlias = (
@@ -120,6 +121,7 @@ __all__ = [
     "mamba",
     "mamba2",
     "palm",
+    "recurrent_gemma",
     "samba",
     "t5",
     "transformer",

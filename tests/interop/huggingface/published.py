@@ -49,7 +49,7 @@ def make_exact(module: Any) -> None:
 @contextmanager
 def all_double() -> Iterator[None]:
     """Inside, whoever asks for float32 gets float64: their norms, angles and softmax come down to single otherwise."""
-    plain, softmax = Tensor.to, torch.nn.functional.softmax
+    plain, softmax, cast = Tensor.to, torch.nn.functional.softmax, Tensor.type
 
     def wide(value: Any) -> Any:
         return torch.float64 if value is torch.float32 else value
@@ -60,6 +60,7 @@ def all_double() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tensor, "to", to)
         patch.setattr(Tensor, "float", Tensor.double)
+        patch.setattr(Tensor, "type", lambda self, *kind: cast(self, *(wide(x) for x in kind)))
         patch.setattr(
             torch.nn.functional, "softmax", lambda x, dim, dtype=None: softmax(x, dim, dtype=wide(dtype))
         )

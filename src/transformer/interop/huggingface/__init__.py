@@ -39,6 +39,7 @@ from . import (
     opt,
     phi,
     qwen_moe,
+    recurrent_gemma,
     stablelm,
     t5,
 )
@@ -80,6 +81,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             gpt_oss,
             mamba,
             jamba,
+            recurrent_gemma,
         )
         for family in part.FAMILIES
     }

@@ -19,7 +19,7 @@ RopeLayout = Literal["half", "interleaved"]
 
 def read_rope(
     attributes: Attributes,
-    max_seq_len: int,
+    max_seq_len: int | None,
     base: float = 10000.0,
     fraction: float = 1.0,
     layout: RopeLayout = "half",
@@ -35,7 +35,7 @@ def read_rope(
 
 def rope_of(
     section: Attributes | None,
-    max_seq_len: int,
+    max_seq_len: int | None,
     base: float,
     fraction: float = 1.0,
     layout: RopeLayout = "half",
