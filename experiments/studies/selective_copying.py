@@ -2,7 +2,7 @@
 
     python -m experiments.studies.selective_copying runs/selective_copying --seeds 0 1 2
 
-The task of Mamba's §4.1.1 (arXiv 2312.00752) in small: eight symbols among 88 blanks at places that differ, to be told
+The task of Mamba's §4.1.1 (arXiv 2312.00752) in small: eight symbols among 56 blanks at places that differ, to be told
 in their order. Both models have two layers of width 64 and are trained by `configs/selective_copying.yaml` on the same
 problems for the same number of steps; then they are examined at other lengths too. The table of
 docs/results/selective_copying.md is printed, and its figure is written beside it.
@@ -18,7 +18,7 @@ from experiments.studies.arms import draw, main, mean_with_interval, results, ta
 FIGURE = Path(__file__).resolve().parents[2] / "docs" / "results" / "selective_copying.svg"
 CONFIG = ("--config", "configs/selective_copying.yaml")
 ARMS = {"Mamba": CONFIG, "S4D": (*CONFIG, "--model.layers", "[s4d]")}
-LENGTHS = (48, 96, 192, 384)
+LENGTHS = (32, 64, 128, 256)
 
 
 def report(folder: Path, seeds: Sequence[int]) -> str:
@@ -30,12 +30,12 @@ def report(folder: Path, seeds: Sequence[int]) -> str:
         }
         for arm in ARMS
     }
-    draw(FIGURE, found, "blanks and symbols (trained at 96)", "right answers")
+    draw(FIGURE, found, "blanks and symbols (trained at 64)", "right answers")
     rows = {}
     for arm, places in found.items():
-        solved = [results(folder, arm, seed)["test/96/solved"] for seed in seeds]
+        solved = [results(folder, arm, seed)["test/64/solved"] for seed in seeds]
         cells = {f"answers at {length}": mean_with_interval(values) for length, values in places.items()}
-        rows[arm] = {"whole problems at 96": mean_with_interval(solved), **cells}
+        rows[arm] = {"whole problems at 64": mean_with_interval(solved), **cells}
     return table(rows)
 
 

@@ -40,6 +40,12 @@ def test_a_block_is_a_mixer_and_nothing_else() -> None:
     assert list(model(torch.randint(20, (2, 5))).shape) == [2, 5, 20]
 
 
+def test_a_hybrid_without_feed_forward_networks_and_with_first_weights_as_mamba_is_mamba() -> None:
+    sizes = {"layers": ("mamba",), "d_ff": 0, "tie_embeddings": True}
+    assert hybrid(20, 32, 4, 2, **sizes, initialization="mamba") == mamba(**SMALL)
+    assert all(block.feed_forward is not None for block in hybrid(20, 32, 4, 2).stack.blocks)
+
+
 def test_layers_of_a_hybrid_repeat() -> None:
     config = hybrid(20, 32, 4, 5, ("mamba", "window", "mamba2"), window=7, rope_base=500.0)
     kinds = [block.mixer.kind for block in config.stack.blocks]  # type: ignore[attr-defined]

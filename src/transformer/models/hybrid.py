@@ -15,13 +15,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
 from ..base.embedding import EmbeddingConfig
 from ..base.position import NoPositionConfig
-from ..base.sockets import Depth, FeedForwardConfig, MixerConfig, PositionConfig, Probability, Size
+from ..base.sockets import (
+    Depth,
+    FeedForwardConfig,
+    InitializationConfig,
+    MixerConfig,
+    PositionConfig,
+    Probability,
+    Size,
+)
 from ..base.stack import BlockConfig, StackConfig
 from ..base.wiring import PreNormConfig
 from ..enhancements.architecture.moe.losses import BalanceLossConfig
@@ -38,6 +46,7 @@ from ..enhancements.feed_forward.glu import GatedFeedForwardConfig, llama_width
 from ..enhancements.initialization import GPT2Config
 from ..enhancements.normalization.rms_norm import RMSNormConfig
 from ..enhancements.position.rope import RotaryPositionConfig
+from ..enhancements.ssm.initialization import MambaInitializationConfig
 from ..enhancements.ssm.mamba import MambaConfig
 from ..enhancements.ssm.mamba2 import Mamba2Config
 from ..enhancements.ssm.rg_lru import RGLRUConfig
@@ -78,6 +87,11 @@ MIXERS: Mapping[str, Callable[[_Sizes], MixerConfig]] = MappingProxyType(
 )
 """The mixers by the names that a hybrid calls them."""
 
+INITIALIZATIONS: Mapping[str, InitializationConfig] = MappingProxyType(
+    {"gpt2": GPT2Config(), "mamba": MambaInitializationConfig()}
+)
+"""The first weights by the names that a hybrid calls them."""
+
 
 def hybrid(
     vocab_size: int = 32000,
@@ -91,12 +105,14 @@ def hybrid(
     rope_base: Annotated[float, Gt(1)] | None = None,
     dropout: Probability = 0.0,
     tie_embeddings: bool = True,
+    initialization: Literal["gpt2", "mamba"] = "gpt2",
 ) -> DecoderOnlyConfig:
     """A decoder-only stack of any mixers as a config.
 
     layers: names of mixers, repeated until there are `n_layers`. d_ff: null is LLaMA's rule, and 0 leaves the
     feed-forward networks out. rope_base: null is no position scheme, which a stack with recurrent layers can do
-    without. Raises `ValueError` for an unknown name.
+    without. initialization: N(0, 0.02²) as in GPT-2, or within ±1/√inputs as in Mamba. Raises `ValueError` for an
+    unknown name.
     """
     for name in layers:
         if name not in MIXERS:
@@ -118,7 +134,7 @@ def hybrid(
         StackConfig(blocks, position, norm, dropout),
         EmbeddingConfig(scaled=False),
         tie_embeddings=tie_embeddings,
-        initialization=GPT2Config(),
+        initialization=INITIALIZATIONS[initialization],
     )
 
 

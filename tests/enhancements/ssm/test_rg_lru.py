@@ -43,7 +43,7 @@ BATCH, CHANNELS = 2, 5
 def inputs(length: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """a, u and the state before them, with gradients; some decays are exactly 0 or 1."""
     a = torch.rand(BATCH, length, CHANNELS, dtype=torch.float64) ** 0.2
-    a[:, ::7], a[:, 3::11] = 1.0, 0.0
+    a[:, 1::7], a[:, 3::11] = 1.0, 0.0
     u = torch.randn(BATCH, length, CHANNELS, dtype=torch.float64)
     initial = torch.randn(BATCH, CHANNELS, dtype=torch.float64)
     return [y.to(dtype).requires_grad_() for y in (a, u, initial)]
