@@ -109,7 +109,7 @@ def page(rounds: int) -> str:
         + ".",
         "Processor time of a forward and a backward pass of one mixture, as a multiple of the grouped way's (more "
         f"than 1 is slower): width {WIDTH}, SwiGLU experts, {TOP_K} for each token, float32, dropless. The median of "
-        f"{rounds} alternated rounds, and their range, because other work ran beside.",
+        f"{rounds} alternated rounds, and their range.",
         "\n".join(lines),
         "The loop is `loop_dispatch`, the definition. What it loses to the grouped way is mostly one thing: each "
         "expert takes its matrices out of those of all, and in the backward pass autograd makes a gradient as large "

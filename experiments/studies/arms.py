@@ -91,11 +91,16 @@ def table(rows: Mapping[str, Mapping[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def main(doc: str, arms: Arms, report: Callable[[Path, Sequence[int]], str]) -> None:
-    """The command line of a study: train, then print its table."""
+def main(
+    doc: str,
+    arms: Arms | Callable[[Path, Sequence[int]], Arms],
+    report: Callable[[Path, Sequence[int]], str],
+) -> None:
+    """The command line of a study: train, then print its table. Arms may depend on trials, which they then train."""
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="where the runs go")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    train(options.folder, arms, options.seeds)
+    chosen = arms(options.folder, options.seeds) if callable(arms) else arms
+    train(options.folder, chosen, options.seeds)
     sys.stdout.write(report(options.folder, options.seeds) + "\n")
