@@ -105,6 +105,16 @@ def compare(theirs: nn.Module, ours: nn.Module, tolerance: float, sides: str = "
     assert record(theirs, "gradient", first, second) <= tolerance * max(1.0, first.abs().max().item())
 
 
+def sees_padding_on_the_left(theirs: Any, ours: Any) -> None:
+    """Theirs reads what stands at padding to the left of a row; ours gives what both give without it."""
+    compare(theirs, ours, 1e-5, sides="right")
+    tokens, mask = ragged()
+    with torch.no_grad():
+        got = ours(tokens, mask)[1, 23:]
+        assert (got - theirs(tokens, attention_mask=mask).logits[1, 23:]).abs().max() > 0.01
+        assert (got - theirs(tokens[1:2, 23:]).logits[0]).abs().max() <= 1e-4
+
+
 def round_trip(theirs: Any, ours: Any, folder: Path, **loading: Any) -> None:
     """What we save, `transformers` loads without a missing or unexpected key, and computes the same."""
     to_huggingface(ours, folder)
