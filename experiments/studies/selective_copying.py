@@ -5,8 +5,8 @@
 The task of Mamba's §4.1.1 (arXiv 2312.00752) in small: eight symbols among 56 blanks at places that differ, to be told
 in their order. Both models have two layers of width 64 and are trained by `configs/selective_copying.yaml` on the same
 problems for the same number of steps. S4D is also favoured: with as many weights as Mamba, and the higher learning rate
-that suits it. Then all are examined at other lengths too. The table of docs/results/selective_copying.md is printed, and
-its figure is written beside it.
+that suits it. Then all are examined at other lengths too. The table of docs/results/selective_copying.md is printed,
+and its figure is written beside it.
 """
 
 from __future__ import annotations
