@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.utils.sample_schema import KINDS, Attention, Cosine, Mixer, Noam, Recurrent, Sample, Training
@@ -50,6 +50,8 @@ def test_decode_inverts_encode(config: Sample) -> None:
 
 
 @given(samples)
+@example(Sample(training=Training(note="\x85")))
+@example(Sample(training=Training(note="a\u2028b\n\u2029 ")))
 def test_yaml_inverts_encode(tmp_path_factory: pytest.TempPathFactory, config: Sample) -> None:
     path = tmp_path_factory.getbasetemp() / "round.yaml"
     path.write_text(dump_yaml(encode(config)), encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML, events
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from .codec import ConfigError, child, show, suggest
 
@@ -54,8 +55,20 @@ def dump_yaml(data: Mapping[str, Any]) -> str:
     """Return plain data as YAML that `read_layers` reads back unchanged."""
     yaml = YAML()
     yaml.width = 1 << 20
+    yaml.Representer = _Representer
     yaml.dump(data, stream := io.StringIO())
     return stream.getvalue()
+
+
+class _Representer(RoundTripRepresenter):
+    """Escapes the line breaks of Unicode: between single quotes a reader may fold them to spaces."""
+
+    def represent_str(self, data: str) -> ScalarNode:
+        style = '"' if set(data) & set("\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Representer.add_representer(str, _Representer.represent_str)
 
 
 def _merge(old: _Value, new: _Value) -> _Value:

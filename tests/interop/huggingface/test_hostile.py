@@ -237,7 +237,7 @@ def test_headers_that_are_wrong(folder: Path, header: Any, data: bytes) -> None:
     with_header(folder, header, data)
     start = time.process_time()
     refused(folder, r".")
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 30  # what grows with the square of the names takes minutes
 
 
 def test_bytes_at_random_are_refused_or_loaded_never_worse(folder: Path) -> None:

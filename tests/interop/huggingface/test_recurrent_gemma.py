@@ -104,6 +104,9 @@ def test_the_published_attributes_are_the_defaults() -> None:
     kinds = [block.mixer.kind for block in config.stack.blocks]
     assert kinds == (["rg_lru", "rg_lru", "sliding_window_attention"] * 9)[:26]
     assert config.embedding.multiplier == 50.5  # √2560 = 50.596… in bfloat16
+    needed = ("hidden_size", "intermediate_size", "vocab_size")
+    bare = {key: value for key, value in RECURRENTGEMMA_2B.items() if key.startswith("num_") or key in needed}
+    assert config_of(bare) == config
     with torch.device("meta"):
         assert sum(p.numel() for p in build(config).parameters()) == 2_682_862_080
 
