@@ -62,6 +62,16 @@ def _no_network() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _checked_shapes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Check every call, unless the test is marked `shapes_unchecked`: the checks take most of a small model's time."""
+    before = jaxtyping.config.jaxtyping_disable
+    if request.node.get_closest_marker("shapes_unchecked"):
+        jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
 

@@ -1,4 +1,7 @@
-"""What holds of every part in the catalog, in a decoder and in an encoder-decoder."""
+"""What holds of every part in the catalog, in a decoder and in an encoder-decoder.
+
+Shapes are checked in the first tests, of beams, padding and packing; the others call the same once more.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,14 @@ from transformer.base.transformer import EncoderDecoderConfig
 from transformer.enhancements import CATALOG, naive_attention
 from transformer.enhancements.architecture.mixture_of_depths import MixtureOfDepthsConfig
 from transformer.enhancements.architecture.moe.mixture import MixtureOfExpertsConfig
+from transformer.enhancements.attention.performer import PerformerConfig
 from transformer.enhancements.compose import has_part
 from transformer.models import KINDS, DecoderOnlyConfig, ModelConfig
 from transformer.utils.codec import decode, encode
 from transformer.utils.layering import dump_yaml, read_layers
 
 each_mode = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+unchecked = pytest.mark.shapes_unchecked
 each_arrangement = pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 
 
@@ -60,6 +65,7 @@ def test_an_encoder_sees_all_and_its_decoder_only_the_past(
 
 
 # Mixture of depths chooses by later tokens while training, and multiplies as many rows as it chooses at any time.
+@unchecked
 @each(but=MixtureOfDepthsConfig)
 @each_kernel
 @each_mode
@@ -68,15 +74,17 @@ def test_no_continuation_changes_what_came_before(config: ModelConfig, kernel: K
     properties.check_prefixes(config, kernel, train, exact)
 
 
+@unchecked
 @each()
 @each_kernel
 def test_step_by_step_is_the_whole_sequence(config: ModelConfig, kernel: Kernel) -> None:
     properties.check_stepwise(config, kernel)
 
 
+@unchecked
 @each()
 def test_step_by_step_is_the_whole_sequence_in_single_precision(config: ModelConfig) -> None:
-    properties.check_stepwise(config, naive_attention, torch.float32)
+    properties.check_stepwise(config, naive_attention, torch.float32, properties.CHUNKS[:2])
 
 
 @each(DecoderOnlyConfig)
@@ -97,12 +105,14 @@ def test_padding_changes_nothing(config: ModelConfig, kernel: Kernel) -> None:
     properties.check_padding(config, kernel)
 
 
+@unchecked
 @each()
 @each_kernel
 def test_a_row_of_padding_is_finite_and_harmless(config: ModelConfig, kernel: Kernel) -> None:
     properties.check_blank_row(config, kernel)
 
 
+@unchecked
 @each()
 @each_kernel
 def test_rows_of_a_batch_are_independent(config: ModelConfig, kernel: Kernel) -> None:
@@ -115,15 +125,19 @@ def test_packed_documents_are_as_alone(config: DecoderOnlyConfig, kernel: Kernel
     properties.check_packing(config, kernel)
 
 
+@unchecked
 @each()
 @each_kernel
 def test_checkpointing_changes_no_bit(config: ModelConfig, kernel: Kernel) -> None:
     properties.check_checkpointing(config, kernel)
 
 
+@unchecked
 @each()
 def test_gradients_agree_with_finite_differences(config: ModelConfig) -> None:
-    properties.check_gradients(config)
+    # Performer's largest features are constants to autograd; its epsilon is a part of them
+    tolerance = 1e-4 if has_part(config, PerformerConfig) else 1e-6
+    properties.check_gradients(config, tolerance=tolerance)
 
 
 @each()

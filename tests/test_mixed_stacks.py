@@ -40,6 +40,8 @@ from transformer.enhancements.position.t5_bias import T5BiasConfig
 from transformer.enhancements.ssm.mamba import MambaConfig
 from transformer.models import DecoderOnlyConfig, ModelConfig
 
+pytestmark = pytest.mark.shapes_unchecked
+
 ROPE, NOPE, BUCKETS = RotaryPositionConfig(), NoPositionConfig(), T5BiasConfig(3, n_buckets=8, max_distance=9)
 BLOCK = decoder_block(wiring=PreNormConfig(0.2))
 MAMBA = replace(BLOCK, mixer=MambaConfig(d_state=3), feed_forward=None)

@@ -20,6 +20,8 @@ from transformer.base.transformer import transformer
 from transformer.enhancements import SWITCHES, apply_switches
 from transformer.models import FAMILIES, EncoderDecoder, EncoderOnly, ModelConfig, build, gpt
 
+pytestmark = pytest.mark.shapes_unchecked
+
 
 def test_parameters_of_known_models() -> None:
     with shapes_only():

@@ -19,6 +19,8 @@ from transformer.enhancements import CATALOG
 from transformer.enhancements.attention.sliding_window import sliding_window
 from transformer.models import DecoderOnlyConfig, build, gpt
 
+pytestmark = pytest.mark.shapes_unchecked
+
 MIXERS: dict[str, DecoderOnlyConfig] = {
     f"{row.kind} {i}": model
     for row in ROWS

@@ -12,6 +12,8 @@ from torch import Tensor
 from tests.generation.families import NAMES, WINDOW, pair, prompts
 from transformer.generation import beam_generate, generate
 
+pytestmark = pytest.mark.shapes_unchecked
+
 NEW = 3 * WINDOW - 2  # with the shortest prompt, more than three windows
 PUBLISHED: dict[str, Any] = {"normalization": "power", "stopping": "worse", "at_limit": "cut"}
 """How `transformers` searches unless told otherwise."""

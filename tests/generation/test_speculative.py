@@ -17,6 +17,8 @@ from transformer.generation import DraftModel, PromptLookup, Sampling, speculate
 from transformer.generation.speculative import Guess, Tally, _chances, _judge, verdict
 from transformer.models import build, gpt
 
+pytestmark = pytest.mark.shapes_unchecked
+
 VOCAB = 19
 
 

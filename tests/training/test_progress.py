@@ -39,7 +39,9 @@ def shown(mode: Mode, *, terminal: bool = False, log: Path | None = None) -> str
         progress.record(EVALUATION)
         progress.warning("disk full")
         progress.stop()
-        progress.summary({"loss": "3.25", "BLEU": "28.1"}, Path("runs/a"), "transformer translate runs/a")
+        progress.summary(
+            {"loss": "3.25", "BLEU": "28.1"}, Path("runs/a"), ("transformer", "translate", "runs/a", "A man")
+        )
     return out.getvalue()
 
 
@@ -51,7 +53,7 @@ def test_a_file_gets_one_plain_line_per_record() -> None:
     assert "step 10/100 · val/loss 2.5" in lines
     assert "Ein Hund läuft. → A dog runs." in lines
     assert "warning: disk full" in lines
-    assert lines[-2:] == ["Files: runs/a", "Next:  transformer translate runs/a"]
+    assert lines[-2:] == ["Files: runs/a", "Next:  transformer translate runs/a 'A man'"]
     assert any(line.split() == ["BLEU", "28.1"] for line in lines)
 
 
@@ -72,7 +74,7 @@ def test_json_is_one_object_per_line() -> None:
     assert records[3] == {
         "figures": {"loss": "3.25", "BLEU": "28.1"},
         "files": "runs/a",
-        "next": "transformer translate runs/a",
+        "next": "transformer translate runs/a 'A man'",
     }
 
 

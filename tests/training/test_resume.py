@@ -29,6 +29,8 @@ from transformer.training.objective import Causal, SequenceToSequence
 from transformer.training.optimizer import AdamConfig, AdamWConfig
 from transformer.training.schedule import Constant, Cosine, Noam, WarmupStableDecay
 
+pytestmark = pytest.mark.shapes_unchecked
+
 STEPS = 20
 
 

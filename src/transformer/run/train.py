@@ -54,7 +54,8 @@ def train(
         trainer = _trainer(parts, folder, progress)
         result = trainer.run()
         if result.interrupted_by is not None:
-            progress.summary(_shown(result), folder, f"transformer train --config {folder / 'config.yaml'}")
+            again = ("transformer", "train", "--config", str(folder / "config.yaml"))
+            progress.summary(_shown(result), folder, again)
             return Outcome(folder, result.exit_code, {})
         figures = _finish(parts, trainer, result, progress)
     return Outcome(folder, 0, figures)

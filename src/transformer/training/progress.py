@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -126,9 +127,9 @@ class Progress:
         else:
             self._say(f"warning: {text}")
 
-    def summary(self, figures: Mapping[str, str], folder: Path, next_command: str) -> None:
-        """Show the end-of-run table, where the files are, and the next command to type."""
-        places = {"files": str(folder), "next": next_command}
+    def summary(self, figures: Mapping[str, str], folder: Path, next_command: Sequence[str]) -> None:
+        """Show the end-of-run table, where the files are, and the words of the next command as a shell reads them."""
+        places = {"files": str(folder), "next": shlex.join(next_command)}
         for name, text in {**figures, **places}.items():
             self._write_file(f"{name}: {text}")
         if self._mode == "json":
@@ -139,7 +140,7 @@ class Progress:
                 table.add_row(Text(name, style="bold"), Text(figure))
             self._console.print(table)
             self._say(f"Files: {folder}")
-            self._say(f"Next:  {next_command}")
+            self._say(f"Next:  {places['next']}")
 
     def _draw(self, step: int) -> None:
         assert self._live is not None

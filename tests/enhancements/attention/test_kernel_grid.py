@@ -27,6 +27,8 @@ from transformer.enhancements import (
     sdpa_attention,
 )
 
+pytestmark = pytest.mark.shapes_unchecked
+
 KERNELS: dict[str, Kernel] = {
     "flash": flash_attention,
     "flash-small-tiles": partial(flash_attention, rows=48, columns=24),

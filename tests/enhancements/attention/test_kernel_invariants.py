@@ -16,6 +16,8 @@ from transformer.enhancements.attention.grouped_query import GroupedQueryAttenti
 from transformer.enhancements.attention.sliding_window import SlidingWindowAttentionConfig
 from transformer.models import DecoderOnlyConfig, ModelConfig
 
+pytestmark = pytest.mark.shapes_unchecked
+
 GENERAL = GroupedQueryAttentionConfig(6, 2, d_head=4, dropout=0.2, soft_cap=1.5, sinks=True)
 LOCAL = SlidingWindowAttentionConfig(6, 3, dropout=0.2, window=4)
 DECODERS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...analysis.cost import Shape
@@ -64,5 +65,5 @@ class Classifying(Task[SequenceClassifier, LabelledCorpus, Classification]):
             progress.message(f"  class  {example.reference}")
             progress.message(f"  model  {example.hypothesis}\n")
 
-    def next_command(self, work: ClassifyingWork, folder: Path) -> str:
-        return f"transformer evaluate {folder} --split validation"
+    def next_command(self, work: ClassifyingWork, folder: Path) -> Sequence[str]:
+        return ("transformer", "evaluate", str(folder), "--split", "validation")

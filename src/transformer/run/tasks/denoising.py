@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -68,8 +69,8 @@ class Denoising(Task[EncoderDecoder, TextCorpus, SpanDenoising]):
         figures = {f"{split}/nll": found.nats_per_token, f"{split}/perplexity": found.perplexity}
         return Report(figures, {"target tokens": f"{found.n_tokens:,}, the same at every evaluation"})
 
-    def next_command(self, work: DenoisingWork, folder: Path) -> str:
-        return f"transformer evaluate {folder} --split validation"
+    def next_command(self, work: DenoisingWork, folder: Path) -> Sequence[str]:
+        return ("transformer", "evaluate", str(folder), "--split", "validation")
 
 
 def _evaluation(work: DenoisingWork, split: str) -> SpanEvaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...analysis.cost import Shape
@@ -50,5 +51,5 @@ class LanguageModelling(Task[DecoderOnly, TextCorpus, Causal]):
     def report(self, work: LanguageWork, split: str) -> Report:
         return report_text(work.model, work.corpus, split)
 
-    def next_command(self, work: LanguageWork, folder: Path) -> str:
-        return f'transformer generate {folder} "{work.options.prompt.strip() or "O"}"'
+    def next_command(self, work: LanguageWork, folder: Path) -> Sequence[str]:
+        return ("transformer", "generate", str(folder), work.options.prompt.strip() or "O")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -73,8 +74,8 @@ class MaskedModelling(Task[EncoderOnly, TextCorpus, Masked]):
     def report(self, work: MaskedWork, split: str) -> Report:
         return report_masked(work.model, _evaluation(work, split).batches(), split)
 
-    def next_command(self, work: MaskedWork, folder: Path) -> str:
-        return f"transformer evaluate {folder} --split validation"
+    def next_command(self, work: MaskedWork, folder: Path) -> Sequence[str]:
+        return ("transformer", "evaluate", str(folder), "--split", "validation")
 
 
 def _evaluation(work: MaskedWork, split: str) -> MaskedEvaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...analysis.cost import Shape
@@ -54,5 +55,5 @@ class SolvingProblems(Task[DecoderOnly, SyntheticCorpus, Answers]):
     def report(self, work: ProblemWork, split: str) -> Report:
         return report_answers(work.model, work.corpus, split)
 
-    def next_command(self, work: ProblemWork, folder: Path) -> str:
-        return f"transformer evaluate {folder} --split validation"
+    def next_command(self, work: ProblemWork, folder: Path) -> Sequence[str]:
+        return ("transformer", "evaluate", str(folder), "--split", "validation")

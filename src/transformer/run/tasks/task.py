@@ -7,7 +7,7 @@ the table of `tasks`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -90,5 +90,5 @@ class Task(ABC, Generic[M, C, G]):
         progress.message(self.sample(work))
 
     @abstractmethod
-    def next_command(self, work: Work[M, C, G], folder: Path) -> str:
-        """Return a command worth typing after a run."""
+    def next_command(self, work: Work[M, C, G], folder: Path) -> Sequence[str]:
+        """Return the words of a command worth typing after a run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,5 +83,5 @@ class Translation(Task[EncoderDecoder, ParallelCorpus, SequenceToSequence]):
         else:
             progress.message(f"cross-attention of {len(drawn)} translations: {folder / 'figures'}")
 
-    def next_command(self, work: TranslationWork, folder: Path) -> str:
-        return f'transformer translate {folder} "{work.corpus.sentences("validation")[0][0]}"'
+    def next_command(self, work: TranslationWork, folder: Path) -> Sequence[str]:
+        return ("transformer", "translate", str(folder), work.corpus.sentences("validation")[0][0])
