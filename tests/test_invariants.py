@@ -1,6 +1,6 @@
 """What holds of every part in the catalog, in a decoder and in an encoder-decoder.
 
-Shapes are checked in the first tests, of beams, padding and packing; the others call the same once more.
+Shapes are checked where rows are alone, ragged, padded or packed; the other tests call the same once more.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ def test_ragged_prompts_continue_as_each_would_alone(config: DecoderOnlyConfig, 
     properties.check_ragged_prompts(config, kernel)
 
 
+@unchecked
 @each()
 @each_kernel
 def test_beams_may_be_repeated_dropped_and_reordered(config: ModelConfig, kernel: Kernel) -> None:

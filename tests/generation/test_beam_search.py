@@ -26,6 +26,8 @@ from tests.generation.toys import (
 from transformer.base import Transformer
 from transformer.generation import beam_generate, beam_search
 
+pytestmark = pytest.mark.shapes_unchecked
+
 SPECIAL = {"bos": BOS, "eos": EOS, "pad": PAD}
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformer.generation import Sampling, generate, stream
 from transformer.models import GPT
 
+pytestmark = pytest.mark.shapes_unchecked
+
 VOCAB = 19
 
 

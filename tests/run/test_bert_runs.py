@@ -15,6 +15,8 @@ from transformer.interop import load, load_tokenizer_of, to_huggingface
 from transformer.models import BERT, SequenceClassifier
 from transformer.run import build_parts, read_run
 
+pytestmark = pytest.mark.shapes_unchecked
+
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "dog", "run", "far", "away", "today"]
 GOOD, BAD = ["good", "great", "fine"], ["bad", "awful", "poor"]
 BERT_YAML = """

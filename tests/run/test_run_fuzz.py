@@ -16,6 +16,8 @@ from transformer.run.config import SECTIONS
 from transformer.training.checkpoint import CheckpointStore
 from transformer.training.step import TrainingStep
 
+pytestmark = pytest.mark.shapes_unchecked
+
 WORDS = ["ein", "hund", "und", "eine", "katze", "laufen", "durch", "den", "schnee", "mann", "frau", "kind"]
 
 

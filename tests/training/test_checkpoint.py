@@ -22,6 +22,8 @@ from tests.training.disks import FailingDisk, QuickDisk, folder_in_memory, save,
 from transformer.training.checkpoint import CheckpointError, CheckpointStore
 from transformer.training.tensor_file import serialize
 
+pytestmark = pytest.mark.shapes_unchecked
+
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
     torch.complex64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32,

@@ -39,6 +39,8 @@ from transformer.training.progress import Progress
 from transformer.training.schedule import Noam
 from transformer.training.step import TrainingStep
 
+pytestmark = pytest.mark.shapes_unchecked
+
 
 def gradient(model: nn.Module, batches: list[PairBatch]) -> Tensor:
     """Return the gradient that one step sees, with a learning rate of 0 so that the weights stay."""

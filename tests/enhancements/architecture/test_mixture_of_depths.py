@@ -34,6 +34,8 @@ from transformer.enhancements.position.rope import RotaryPositionConfig
 from transformer.generation import generate
 from transformer.models import DecoderOnlyConfig, build, gpt
 
+pytestmark = pytest.mark.shapes_unchecked
+
 WIDTH, HEADS, LENGTH, CAPACITY = 24, 12, 64, 0.3
 INNER = BlockConfig(
     MultiHeadAttentionConfig(HEADS, bias=True), ReluFeedForwardConfig(20), wiring=PreNormConfig(0.0)

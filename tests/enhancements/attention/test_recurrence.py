@@ -23,6 +23,8 @@ from transformer.enhancements.attention.recurrence import (
     scan,
 )
 
+pytestmark = pytest.mark.shapes_unchecked
+
 BATCH, HEADS, KEY, VALUE = 2, 3, 6, 5
 EVERY_LENGTH = (1, 7, 64, 127, 257)
 RULES = ("none", "scalar", "vector", "delta", "gated delta")

@@ -45,6 +45,8 @@ from transformer.enhancements.normalization.sandwich_norm import SandwichNormCon
 from transformer.enhancements.normalization.scale_norm import ScaleNormConfig
 from transformer.models import build, gpt
 
+pytestmark = pytest.mark.shapes_unchecked
+
 DROPOUT = 0.25
 PLACES: dict[str, tuple[Enhancement, WiringConfig, NormConfig]] = {
     "post_norm": (post_norm(), PostNormConfig(DROPOUT), NoNormConfig()),

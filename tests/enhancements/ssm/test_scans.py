@@ -22,6 +22,8 @@ from transformer.enhancements.ssm.invariant import fft_scan, toeplitz_scan
 from transformer.enhancements.ssm.scan import Scan, associative_scan, sequential_scan
 from transformer.enhancements.ssm.selective import selective_scan
 
+pytestmark = pytest.mark.shapes_unchecked
+
 CHUNKED: dict[str, Callable[..., Any]] = {
     "mamba": selective_scan, "mamba2": dual_scan, "s4d": toeplitz_scan
 }  # fmt: skip

@@ -26,6 +26,8 @@ from transformer.interop import to_huggingface
 from transformer.interop.huggingface import FAMILIES
 from transformer.interop.huggingface.attributes import Attributes
 
+pytestmark = pytest.mark.shapes_unchecked
+
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB, "d_model": 24, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 40,
     "decoder_ffn_dim": 20, "max_position_embeddings": 160, "pad_token_id": 0, "eos_token_id": 1,

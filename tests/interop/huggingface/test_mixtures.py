@@ -29,6 +29,8 @@ from transformers import (
 from tests.interop.huggingface.published import VOCAB, all_double, compare, ragged, round_trip, shaken
 from transformer import load
 
+pytestmark = pytest.mark.shapes_unchecked
+
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None, "hidden_size": 48,
     "num_hidden_layers": 2, "max_position_embeddings": 128,

@@ -26,6 +26,8 @@ from transformer.interop.huggingface import FAMILIES
 from transformer.interop.huggingface.attributes import Attributes
 from transformer.models import t5
 
+pytestmark = pytest.mark.shapes_unchecked
+
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
     "d_model": 24,
