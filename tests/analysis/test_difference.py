@@ -17,7 +17,7 @@ from transformer.enhancements.position.rope import rope
 from transformer.enhancements.position.yarn import YaRNRopeScalingConfig
 from transformer.enhancements.switches import apply_switches
 from transformer.interop import to_huggingface
-from transformer.models import FAMILIES, build, gpt, llama, transformer
+from transformer.models import FAMILIES, build, gpt, llama, recurrent_gemma, transformer
 
 DIMS: dict[str, Any] = {
     "vocab_size": 99,
@@ -58,6 +58,17 @@ def test_one_block_of_many_and_a_part_in_a_part() -> None:
         "stack position scaling: no_rope_scaling → yarn_rope_scaling (YaRN for sequences "
     )
     assert "factor 4.0" in str(only) and "original_length 32" in str(only)
+
+
+def test_blocks_in_turn_are_told_together() -> None:
+    sizes: dict[str, Any] = {"vocab_size": 99, "d_model": 48, "n_heads": 4, "n_layers": 14, "d_ff": 64}
+    lines = told(recurrent_gemma(**sizes), recurrent_gemma(**sizes, window=9, d_inner=96)).splitlines()
+    assert lines == [
+        "stack blocks 1–2, 4–5, 7–8, …, 13–14 mixer: d_inner none → 96",
+        "stack blocks 3, 6, 9, 12 mixer: window 2048 → 9",
+    ]
+    (line,) = told(recurrent_gemma(**sizes), recurrent_gemma(**{**sizes, "d_ff": 65})).splitlines()
+    assert line == "stack blocks 1–14 feed_forward: d_ff 64 → 65"
 
 
 def test_a_decoder_is_compared_with_a_decoder() -> None:

@@ -40,10 +40,10 @@ def differences(first: Config, second: Config) -> list[Difference]:
     is, and by its settings that are other than those of the part it replaces, or than their defaults. Equal blocks, and
     equal changes in several places, are told once.
     """
-    found: dict[str, list[str]] = {}
-    for place, change in _compare("", first, second):
+    found: dict[str, list[_Place]] = {}
+    for place, change in _compare((), first, second):
         found.setdefault(change, []).append(place)
-    return [Difference(tuple(places), change) for change, places in found.items()]
+    return [Difference(_together(places), change) for change, places in found.items()]
 
 
 def told(first: Config, second: Config) -> str:
@@ -51,25 +51,50 @@ def told(first: Config, second: Config) -> str:
     return "\n".join(map(str, differences(first, second))) or "no difference"
 
 
-def _compare(place: str, first: Any, second: Any) -> Iterator[tuple[str, str]]:
+_Place = tuple[str | tuple[int, ...], ...]
+"""The names that lead to a part, and after `blocks` the numbers of those that it is in."""
+
+
+def _together(places: list[_Place]) -> tuple[str, ...]:
+    """Return the places as words; those that differ only in the numbers of blocks are one."""
+    numbers: dict[tuple[str | None, ...], set[int]] = {}
+    for place in places:
+        shape = tuple(name if isinstance(name, str) else None for name in place)
+        blocks = (name for name in place if not isinstance(name, str))
+        numbers.setdefault(shape, set()).update(*blocks)
+    return tuple(
+        " ".join(_ranges(blocks) if name is None else name for name in shape) or "model"
+        for shape, blocks in numbers.items()
+    )
+
+
+def _ranges(numbers: set[int]) -> str:
+    """1–3, 5 for 1, 2, 3, 5; of more than four ranges the first three and the last, which show the pattern."""
+    starts = sorted(n for n in numbers if n - 1 not in numbers)
+    ends = sorted(n for n in numbers if n + 1 not in numbers)
+    ranges = [f"{a}" if a == b else f"{a}–{b}" for a, b in zip(starts, ends, strict=True)]
+    return ", ".join(ranges if len(ranges) <= 4 else [*ranges[:3], "…", ranges[-1]])
+
+
+def _compare(place: _Place, first: Any, second: Any) -> Iterator[tuple[_Place, str]]:
     """Yield the place and the change of each difference between two parts."""
     if first == second:
         return
     if type(first) is not type(second):
-        yield place or "model", _replacement(first, second)
+        yield place, _replacement(first, second)
     others = COUNTERPARTS.get((_name(first), _name(second)), {})
     for name in (entry.name for entry in fields(second)):
         before = others.get(name, name)
         if not hasattr(first, before):
             continue
         old, new = getattr(first, before), getattr(second, name)
-        here = f"{place} {name}".strip()
+        here = (*place, name)
         if _is_blocks(old) and _is_blocks(new):
             yield from _compare_blocks(here, old, new)
         elif is_dataclass(old) and is_dataclass(new):
             yield from _compare(here, old, new)
         elif old != new and (type(first) is type(second) or not place):
-            yield place or "model", _setting(name, old, new)
+            yield place, _setting(name, old, new)
 
 
 def sizes_of(config: Any) -> dict[str, int]:
@@ -83,17 +108,17 @@ def sizes_of(config: Any) -> dict[str, int]:
     return {name: size for name, size in found.items() if size is not None}
 
 
-def _compare_blocks(place: str, old: tuple[Any, ...], new: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
-    """Yield the differences of two stacks' blocks, runs of blocks with the same ones together."""
+def _compare_blocks(
+    place: _Place, old: tuple[Any, ...], new: tuple[Any, ...]
+) -> Iterator[tuple[_Place, str]]:
+    """Yield the differences of two stacks' blocks, of equal pairs of blocks together."""
     if len(old) != len(new):
         yield place, f"{len(old)} → {len(new)}"
-    pairs = list(zip(old, new, strict=False))
-    start = 0
-    for end in range(1, len(pairs) + 1):
-        if end == len(pairs) or pairs[end] != pairs[start]:
-            numbers = f"{start + 1}" if end == start + 1 else f"{start + 1}–{end}"
-            yield from _compare(f"{place} {numbers}", *pairs[start])
-            start = end
+    numbers: dict[tuple[Any, Any], list[int]] = {}
+    for number, pair in enumerate(zip(old, new, strict=False), 1):
+        numbers.setdefault(pair, []).append(number)
+    for pair, blocks in numbers.items():
+        yield from _compare((*place, tuple(blocks)), *pair)
 
 
 def _is_blocks(value: Any) -> bool:
@@ -133,4 +158,5 @@ def _show(value: Any) -> str:
 def _meaning(config: Any) -> str:
     """What a part is: the first clause of what its config says of itself."""
     words = " ".join((inspect.getdoc(type(config)) or "").split())
+    words = re.sub(r" \([^)]*\)", "", words)
     return re.split(r",? as data|[.;:](?:\s|$)", words, maxsplit=1)[0]

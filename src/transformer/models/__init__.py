@@ -44,6 +44,7 @@ FAMILIES: Mapping[str, Callable[..., ModelConfig]] = MappingProxyType(
         "t5": t5,
         "mamba": mamba,
         "mamba2": mamba2,
+        "recurrent_gemma": recurrent_gemma,
         "hybrid": hybrid,
     }
 )

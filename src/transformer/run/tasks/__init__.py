@@ -25,6 +25,7 @@ TASKS: Mapping[str, tuple[Task[Any, Any, Any], ...]] = MappingProxyType(
         "palm": (LanguageModelling(), SolvingProblems()),
         "mamba": (LanguageModelling(), SolvingProblems()),
         "mamba2": (LanguageModelling(), SolvingProblems()),
+        "recurrent_gemma": (LanguageModelling(), SolvingProblems()),
         "hybrid": (LanguageModelling(), SolvingProblems()),
         "bert": (MaskedModelling(), Classifying()),
         "t5": (Translation(), Denoising()),
