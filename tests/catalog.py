@@ -449,7 +449,7 @@ def make(
     config: ModelConfig, execution: Execution | None = None, dtype: torch.dtype = torch.float64
 ) -> Model:
     """Build the model in eval mode, all its parameters away from special values such as 0 and 1."""
-    torch.manual_seed(7)
+    torch.default_generator.manual_seed(7)
     model = build(config, execution).to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():

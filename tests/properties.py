@@ -121,7 +121,7 @@ def check_prefixes(config: ModelConfig, kernel: Kernel, train: bool, exact: bool
         second[:, :kept] = first[:, :kept]
         outputs = []
         for x in (first, second):
-            torch.manual_seed(5)
+            torch.default_generator.manual_seed(5)
             outputs.append(run(model, x))
         before, after = (output[:, :kept] for output in outputs)
         assert torch.equal(before, after) if exact else close(before, after) is None
@@ -255,7 +255,7 @@ def check_packing(config: DecoderOnlyConfig, kernel: Kernel) -> None:
 
 def value_and_gradients(model: Model, x: Tensor, weight: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of predicting `x` with everything the parts add to it, and the gradient of each parameter."""
-    torch.manual_seed(9)
+    torch.default_generator.manual_seed(9)
     auxiliary = AuxiliaryLosses()
     logits = run(model, x[:, :-1], auxiliary=auxiliary)
     loss = F.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten()) + auxiliary.total()

@@ -71,39 +71,36 @@ class Layout:
 
         `kept` is False where an index only fills up a row that keeps fewer tokens than another; None when none does.
         """
-        rows = index.shape[0]
-
-        def pick(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.expand(rows, -1).gather(1, index)
-
-        real = pick(self.real)
+        rows = len(index)
+        real, documents = (
+            None if x is None else x.expand(rows, -1).gather(1, index) for x in (self.real, self.documents)
+        )
         if kept is not None:
             real = kept if real is None else real & kept
-        return Layout(self.positions.expand(rows, -1).gather(1, index), real, pick(self.documents))
+        return Layout(self.positions.expand(rows, -1).gather(1, index), real, documents)
 
     def rows(self, index: Int[Tensor, " b"]) -> Layout:
         """Keep only the rows at `index` (beam search repeats, reorders and drops rows)."""
-
-        def pick(x: Tensor) -> Tensor:
-            return x if x.shape[0] == 1 else x[index]
-
-        return Layout(
-            pick(self.positions), *(None if x is None else pick(x) for x in (self.real, self.documents))
-        )
+        positions = self.positions if len(self.positions) == 1 else self.positions[index]
+        real, documents = (x if x is None or len(x) == 1 else x[index] for x in (self.real, self.documents))
+        return Layout(positions, real, documents)
 
     def append(self, other: Layout, batch: int) -> Layout:
         """These tokens followed by `other`, for `batch` rows."""
+        sides = (self, other)
+        positions = torch.cat([side.positions.expand(batch, -1) for side in sides], dim=1)
+        real, documents = None, None
+        if any(side.real is not None for side in sides):
+            real = torch.cat([side._real().expand(batch, -1) for side in sides], dim=1)
+        if any(side.documents is not None for side in sides):
+            documents = torch.cat([side._documents().expand(batch, -1) for side in sides], dim=1)
+        return Layout(positions, real, documents)
 
-        def join(first: Tensor | None, second: Tensor | None, otherwise: int) -> Tensor | None:
-            if first is None and second is None:
-                return None
-            parts = [(first, self.positions), (second, other.positions)]
-            dtype = torch.bool if otherwise else torch.long
-            filled = [torch.full_like(at, otherwise, dtype=dtype) if x is None else x for x, at in parts]
-            return torch.cat([x.expand(batch, -1) for x in filled], dim=1)
+    def _real(self) -> Bool[Tensor, "#b t"]:
+        return torch.ones_like(self.positions, dtype=torch.bool) if self.real is None else self.real
 
-        positions = torch.cat([self.positions.expand(batch, -1), other.positions.expand(batch, -1)], dim=1)
-        return Layout(positions, join(self.real, other.real, 1), join(self.documents, other.documents, 0))
+    def _documents(self) -> Int[Tensor, "#b t"]:
+        return torch.zeros_like(self.positions) if self.documents is None else self.documents
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,12 @@ class TrainingStep(Generic[B]):
         return loss
 
     def _loss(self, batch: B, step: int, part: int) -> LossSum:
-        torch.manual_seed(derive_seed(self.config.seed, "dropout", step, part))
+        seed = derive_seed(self.config.seed, "dropout", step, part)
+        torch.default_generator.manual_seed(
+            seed
+        )  # torch.manual_seed spends 0.3 ms on devices that are not there
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         bfloat16 = self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             return self.objective(self.model, _to_device(batch, self.device))

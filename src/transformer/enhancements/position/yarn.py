@@ -64,11 +64,10 @@ class YaRNRopeScalingConfig(RopeScalingConfig):
 
     def ramp_ends(self, d_head: int, base: float) -> tuple[float, float]:
         """The last pair that is kept and the first that is interpolated in full."""
-
-        def pair(turns: float) -> float:
-            return d_head * math.log(self.original_length / (2 * math.pi * turns)) / (2 * math.log(base))
-
-        first, last = pair(self.beta_fast), pair(self.beta_slow)
+        first, last = (
+            d_head * math.log(self.original_length / (2 * math.pi * turns)) / (2 * math.log(base))
+            for turns in (self.beta_fast, self.beta_slow)
+        )
         if self.ramp == "rounded":
             first, last = float(math.floor(first)), float(math.ceil(last))
         first, last = max(first, 0.0), min(last, float(d_head - 1))
