@@ -2,6 +2,7 @@
 
 Read: `transformer` (§3, the whole), `stack` (§3.1), `wiring` and `normalization` (§3.1, the residual connection),
 `attention` (§3.2), `feed_forward` (§3.3), `embedding` (§3.4), `position` (§3.5); `sockets` holds what they agree on.
+Beside the paper: `cache`, what decoding remembers, and `stacked`, maps of one shape in one matrix.
 """
 
 from .attention import CrossAttention, MultiHeadAttention, scaled_dot_product_attention
