@@ -445,6 +445,32 @@ def each(
     return pytest.mark.parametrize("config", chosen, ids=EVERY.__getitem__)
 
 
+def meets_kernel(config: ModelConfig) -> bool:
+    """Whether a part that the model proves has to do with who attends to whom; the others are as they are under any."""
+    apart = (
+        NormConfig,
+        WiringConfig,
+        FeedForwardConfig,
+        EmbeddingConfig,
+        InitializationConfig,
+        MixtureConfig,
+    )
+    return any(not issubclass(CATALOG[row.kind], apart) for row in ROWS if config in row.models)
+
+
+def each_with_kernels(
+    kind: type[Any] | tuple[type[Any], ...] = object, *, but: type[Config] | None = None
+) -> pytest.MarkDecorator:
+    """As `each`, with every kernel where that can make a difference, else with the naive one."""
+    chosen = [
+        pytest.param(config, kernel, id=f"{kernel.__name__}-{name}")
+        for config, name in EVERY.items()
+        for kernel in (KERNELS if meets_kernel(config) else KERNELS[:1])
+        if isinstance(config, kind) and not (but is not None and has_part(config, but))
+    ]
+    return pytest.mark.parametrize(("config", "kernel"), chosen)
+
+
 def make(
     config: ModelConfig, execution: Execution | None = None, dtype: torch.dtype = torch.float64
 ) -> Model:

@@ -1,6 +1,7 @@
 """What holds of every part in the catalog, in a decoder and in an encoder-decoder.
 
-Shapes are checked where rows are alone, ragged, padded or packed; the other tests call the same once more.
+Shapes are checked for rows padded and packed, for an encoder, and step by step in single precision; the other tests
+call the same once more. What has nothing to do with attention is tried with one kernel.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from tests import properties
-from tests.catalog import EVERY, ROWS, VOCAB, each, each_kernel, make
+from tests.catalog import EVERY, ROWS, VOCAB, each, each_with_kernels, make
 from tests.properties import ARRANGEMENTS, LENGTH, leaf_embeddings, reached, tokens
 from transformer.base.sockets import Execution, Kernel
 from transformer.base.transformer import EncoderDecoderConfig
@@ -35,8 +36,8 @@ def test_every_kind_is_covered() -> None:
     assert {model for row in ROWS for model in row.models} == set(EVERY)
 
 
-@each(DecoderOnlyConfig)
-@each_kernel
+@unchecked
+@each_with_kernels(DecoderOnlyConfig)
 @each_mode
 @each_arrangement
 def test_a_decoder_is_causal(
@@ -46,8 +47,7 @@ def test_a_decoder_is_causal(
     properties.check_causality(config, kernel, train, ARRANGEMENTS[arrangement], sparse)
 
 
-@each(EncoderDecoderConfig)
-@each_kernel
+@each_with_kernels(EncoderDecoderConfig)
 @each_mode
 def test_an_encoder_sees_all_and_its_decoder_only_the_past(
     config: EncoderDecoderConfig, kernel: Kernel, train: bool
@@ -66,8 +66,7 @@ def test_an_encoder_sees_all_and_its_decoder_only_the_past(
 
 # Mixture of depths chooses by later tokens while training, and multiplies as many rows as it chooses at any time.
 @unchecked
-@each(but=MixtureOfDepthsConfig)
-@each_kernel
+@each_with_kernels(but=MixtureOfDepthsConfig)
 @each_mode
 def test_no_continuation_changes_what_came_before(config: ModelConfig, kernel: Kernel, train: bool) -> None:
     exact = not has_part(config, MixtureOfExpertsConfig)  # products of other numbers of rows round otherwise
@@ -75,60 +74,52 @@ def test_no_continuation_changes_what_came_before(config: ModelConfig, kernel: K
 
 
 @unchecked
-@each()
-@each_kernel
+@each_with_kernels()
 def test_step_by_step_is_the_whole_sequence(config: ModelConfig, kernel: Kernel) -> None:
     properties.check_stepwise(config, kernel)
 
 
-@unchecked
 @each()
 def test_step_by_step_is_the_whole_sequence_in_single_precision(config: ModelConfig) -> None:
     properties.check_stepwise(config, naive_attention, torch.float32, properties.CHUNKS[:2])
 
 
-@each(DecoderOnlyConfig)
-@each_kernel
+@unchecked
+@each_with_kernels(DecoderOnlyConfig)
 def test_ragged_prompts_continue_as_each_would_alone(config: DecoderOnlyConfig, kernel: Kernel) -> None:
     properties.check_ragged_prompts(config, kernel)
 
 
 @unchecked
-@each()
-@each_kernel
+@each_with_kernels()
 def test_beams_may_be_repeated_dropped_and_reordered(config: ModelConfig, kernel: Kernel) -> None:
     properties.check_reordering(config, kernel)
 
 
-@each()
-@each_kernel
+@each_with_kernels()
 def test_padding_changes_nothing(config: ModelConfig, kernel: Kernel) -> None:
     properties.check_padding(config, kernel)
 
 
 @unchecked
-@each()
-@each_kernel
+@each_with_kernels()
 def test_a_row_of_padding_is_finite_and_harmless(config: ModelConfig, kernel: Kernel) -> None:
     properties.check_blank_row(config, kernel)
 
 
 @unchecked
-@each()
-@each_kernel
+@each_with_kernels()
 def test_rows_of_a_batch_are_independent(config: ModelConfig, kernel: Kernel) -> None:
     properties.check_batches(config, kernel)
 
 
-@each(DecoderOnlyConfig)
-@each_kernel
+@each_with_kernels(DecoderOnlyConfig)
 def test_packed_documents_are_as_alone(config: DecoderOnlyConfig, kernel: Kernel) -> None:
     properties.check_packing(config, kernel)
 
 
 @unchecked
-@each()
-@each_kernel
+@each_with_kernels()
 def test_checkpointing_changes_no_bit(config: ModelConfig, kernel: Kernel) -> None:
     properties.check_checkpointing(config, kernel)
 
@@ -141,6 +132,7 @@ def test_gradients_agree_with_finite_differences(config: ModelConfig) -> None:
     properties.check_gradients(config, tolerance=tolerance)
 
 
+@unchecked
 @each()
 def test_a_config_is_plain_data_and_yaml(config: ModelConfig, tmp_path: Path) -> None:
     data = encode(config)
@@ -150,6 +142,7 @@ def test_a_config_is_plain_data_and_yaml(config: ModelConfig, tmp_path: Path) ->
     assert decode(type(config), layers.data, kinds=KINDS, origin=layers.origin) == config
 
 
+@unchecked
 @each()
 def test_weights_are_all_of_a_model(config: ModelConfig) -> None:
     model, other = make(config), make(config)

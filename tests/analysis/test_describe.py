@@ -19,6 +19,8 @@ from transformer.enhancements import SWITCHES, apply_switches
 from transformer.enhancements.position.rope import RotaryPositionConfig
 from transformer.models import FAMILIES, ModelConfig, build
 
+pytestmark = pytest.mark.shapes_unchecked
+
 
 def text_of(renderable: object) -> str:
     console = Console(width=200, no_color=True)

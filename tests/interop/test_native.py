@@ -23,6 +23,8 @@ from transformer.models import FAMILIES, Model, build, gpt
 from transformer.training.average import WeightAverage
 from transformer.training.checkpoint import CheckpointStore
 
+pytestmark = pytest.mark.shapes_unchecked
+
 SMALL: dict[str, Any] = {"vocab_size": 31, "d_model": 12, "n_heads": 3, "n_layers": 2, "max_seq_len": 40}
 
 

@@ -17,6 +17,8 @@ from transformer.training.config import TrainingConfig
 from transformer.training.loop import MAX_SKIPS_IN_A_ROW
 from transformer.training.watch import NonFiniteError, SpikeDetector
 
+pytestmark = pytest.mark.shapes_unchecked
+
 LAYERS = [name for name, _ in ToyModel().named_children()]
 BAD_STEP = 3
 BADS = [float("nan"), float("inf"), float("-inf")]

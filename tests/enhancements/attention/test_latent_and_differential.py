@@ -26,6 +26,8 @@ from transformer.enhancements.attention.multi_head_latent import MultiHeadLatent
 from transformer.enhancements.position.rope import RotaryPosition
 from transformer.models import build, gpt
 
+pytestmark = pytest.mark.shapes_unchecked
+
 WIDTH, LENGTHS = 48, (70, 33, 1)
 LATENT = {
     "latent": MultiHeadLatentAttentionConfig(12, 10, None, d_content=5, d_rotary=4, d_value=3),

@@ -311,7 +311,7 @@ class Obvious(nn.Module):
 
 @torch.no_grad()
 def test_swiglu_is_not_slower_than_three_linear_maps() -> None:
-    """Processor time, the best of runs that take turns; other work on the machine can only slow one down."""
+    """Processor time, the best of runs that take turns. A fourth map would take a third more; noise is below that."""
     ours, theirs = GatedFeedForwardConfig(1376).build(512).eval(), Obvious(512, 1376)
     x, context = torch.randn(1, 256, 512), call()
 
@@ -325,6 +325,6 @@ def test_swiglu_is_not_slower_than_three_linear_maps() -> None:
     for attempt in range(60):
         for module in best:
             best[module] = min(best[module], seconds(module))
-        if attempt >= 10 and best[ours] <= 1.05 * best[theirs]:
+        if attempt >= 10 and best[ours] <= 1.2 * best[theirs]:
             return
     raise AssertionError(f"{best[ours]:.6f} s, and the obvious version {best[theirs]:.6f} s")

@@ -27,6 +27,8 @@ from transformer import load
 from transformer.interop.huggingface import FAMILIES
 from transformer.interop.huggingface.attributes import Attributes
 
+pytestmark = pytest.mark.shapes_unchecked
+
 TOKENS: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 SIZES = TOKENS | {"hidden_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 128}
 NEOX = SIZES | {"intermediate_size": 40}
