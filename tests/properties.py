@@ -139,8 +139,8 @@ def begin(model: Model, batch: int) -> Callable[[], tuple[Any, Callable[..., Ten
     return lambda: (model.initial_state(), model.decode)
 
 
-CHUNKS = ((1,) * 10, (3, 3, 3, 1), (1, 9), (7, 3), (9, 1), (2, 1, 4, 3))
-"""Ways to split ten tokens: one by one, evenly, before the last and after the first, a prompt, and unevenly."""
+CHUNKS = ((1,) * 10, (2, 1, 4, 3), (10,), (2,) * 5, (3, 3, 3, 1), *((n, 10 - n) for n in range(1, 10)))
+"""Ways to split ten tokens: one by one, unevenly, not at all, evenly, and after a prompt of any length."""
 
 
 @torch.no_grad()

@@ -145,15 +145,18 @@ def test_help_needs_no_pytorch_and_is_quick(tmp_path: Path) -> None:
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # the second call is measured, as users know it
     code = "import sys; from transformer.cli import run; run(['--help']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, stdout=subprocess.DEVNULL)
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, "-m", "transformer", "--help"],
-            env=environment,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    assert min(seconds) <= 0.8, "processor time, which other work on the machine does not lengthen"
+
+    def seconds(*arguments: str) -> float:
+        """Processor time, which other work on the machine hardly lengthens; the least of some calls."""
+        found = []
+        for _ in range(5):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            command = [sys.executable, *arguments]
+            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            found.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+        return min(found)
+
+    assert seconds("-m", "transformer", "--help") <= 25 * seconds(
+        "-c", "pass"
+    )  # 0.4 s where Python takes 16 ms

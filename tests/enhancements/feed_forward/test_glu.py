@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import references
 from tests.base.test_references import WIDTH, array, compare, each_precision, inputs, randomized, weights_of
@@ -307,6 +308,29 @@ class Obvious(nn.Module):
 
     def forward(self, x: Tensor, context: Any) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Calls(TorchDispatchMode):
+    """The names of all operations that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_swiglu_calls_what_three_linear_maps_call() -> None:
+    """Operation by operation, in whatever order, which no noise hides: nothing is copied or computed besides."""
+    names = []
+    for module in (GatedFeedForwardConfig(48).build(32).eval(), Obvious(32, 48)):
+        with Calls() as calls:
+            module(torch.randn(1, 7, 32), call())
+        names.append(sorted(calls.names))
+    assert names[0] == names[1] and sum("mm" in name for name in names[0]) == 3
 
 
 @torch.no_grad()

@@ -140,7 +140,7 @@ def test_sizes_that_the_weights_do_not_bear_out_cost_nothing(
     start = time.process_time()
     peak, _ = peak_during(lambda: refused(folder, message)) if can_measure() else (0, None)
     refused(folder, message)
-    assert peak < 64 * 2**20 and time.process_time() - start < 30
+    assert peak < 64 * 2**20 and time.process_time() - start < 5
 
 
 def test_any_value_in_any_attribute_is_refused_or_loaded(small_ones: dict[str, Path], tmp_path: Path) -> None:
@@ -237,9 +237,17 @@ MANY = json.dumps({f"t{number}": entry(0) for number in range(60_000)}).encode()
 )  # fmt: skip
 def test_headers_that_are_wrong(folder: Path, header: Any, data: bytes) -> None:
     with_header(folder, header, data)
-    start = time.process_time()
     refused(folder, r".")
-    assert time.process_time() - start < 30  # what grows with the square of the names takes minutes
+
+
+def test_time_grows_with_the_names_of_a_header_not_with_their_square(folder: Path) -> None:
+    seconds = []
+    for count in (6_000, 60_000):
+        with_header(folder, {f"t{number}": entry(0) for number in range(count)})
+        start = time.process_time()
+        refused(folder, r".")
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 30 * seconds[0]
 
 
 def test_bytes_at_random_are_refused_or_loaded_never_worse(folder: Path) -> None:
